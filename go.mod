@@ -1,0 +1,3 @@
+module github.com/syncrelay/syncrelay
+
+go 1.26

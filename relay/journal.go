@@ -1,0 +1,129 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// LSN is a position in the write-ahead log of a database server, in bytes.
+type LSN uint64
+
+// String is the LSN as Postgres writes it.
+func (l LSN) String() string { return fmt.Sprintf("%X/%X", uint32(l>>32), uint32(l)) } //nolint:gosec // the two halves
+
+// Position is where a row stands in commit order: its transaction's commit
+// record, and its place among the transaction's rows, from 0.
+type Position struct {
+	Commit  LSN
+	Ordinal int64
+}
+
+// Compare is below 0, 0 or above 0 as p is before, at or after q.
+func (p Position) Compare(q Position) int {
+	switch {
+	case p.Commit < q.Commit, p.Commit == q.Commit && p.Ordinal < q.Ordinal:
+		return -1
+	case p == q:
+		return 0
+	default:
+		return 1
+	}
+}
+
+// Floor is a rule of the assignment: events that committed at or after Since
+// are numbered above ID.
+type Floor struct {
+	Since time.Time
+	ID    int64
+}
+
+// Server identifies a history of a database server.
+type Server struct {
+	SystemID string
+	Timeline int32
+	// StartedAt is when the server was last started, by its own clock.
+	StartedAt time.Time
+}
+
+// State is what the journal remembers besides its entries: all that the
+// assignment of IDs depends on. It changes only with the journal, in the same
+// database transactions.
+type State struct {
+	// Epoch is the text that changes when earlier event IDs can no longer be
+	// compared; empty before the first tenure.
+	Epoch string
+	// EpochAfter is the last ID of the epochs before.
+	EpochAfter int64
+	// LastID is the newest ID assigned, and High the position of its row.
+	LastID int64
+	High   Position
+	// Floors that may still apply to what comes after High, ascending.
+	Floors []Floor
+	Server Server
+	// Slot identifies the replication slot that the stream comes from, not
+	// only by its name.
+	Slot string
+	// Backlog: a backlog's reading has begun and is not through, so the slot
+	// alone won't bring everything.
+	Backlog bool
+	// Clean: the last tenure ended with everything flushed to disk.
+	Clean bool
+	// Oldest and Deleted are those of [Extent].
+	Oldest, Deleted int64
+}
+
+// Batch is what one journal transaction adds.
+type Batch struct {
+	// Events, oldest first; at least one.
+	Events []*Event
+	// High is the position of the last event's row.
+	High Position
+	// Durable: the transaction waits until it is on disk.
+	Durable bool
+}
+
+// ErrFenced: another relay has become the owner. Nothing was written.
+var ErrFenced = errors.New("another relay owns the journal")
+
+// Journal is the durable record of which row has which event ID.
+type Journal interface {
+	JournalReader
+	// Acquire waits until this relay is the owner and returns its tenure. While
+	// it waits, wait is called with the reason each time that it is known anew.
+	Acquire(ctx context.Context, wait func(reason string)) (Tenure, error)
+}
+
+// JournalReader reads events back. It may be used at any time, by many at once.
+type JournalReader interface {
+	// Read returns, in order, at most limit events above after and not above
+	// through that are for one of the groups, and the ID up to which it looked:
+	// through itself when there is nothing more up to it.
+	Read(ctx context.Context, after, through int64, groups []Group, limit int) ([]*Event, int64, error)
+	// Newest returns the newest events, oldest first: at most limit of them and
+	// about maxBytes.
+	Newest(ctx context.Context, limit, maxBytes int) ([]*Event, error)
+}
+
+// Tenure is the time of one owner. Every write is fenced: it fails with
+// [ErrFenced] once another relay has taken over, whatever happened to this one
+// meanwhile.
+type Tenure interface {
+	// State is what the journal remembered when the tenure began.
+	State() State
+	// Begin writes the state that the assignment goes on from, durably.
+	Begin(ctx context.Context, s State) error
+	// Append adds a batch's events and moves the high-water mark, in one
+	// transaction. When it has returned, a crash of the relay loses nothing of
+	// it; a crash of the server may, unless the batch is Durable.
+	Append(ctx context.Context, b *Batch) error
+	// Flushed returns the newest high-water mark that is known to be on disk.
+	// It costs a round trip, and it also tells the server that this owner lives.
+	Flushed(ctx context.Context) (Position, error)
+	// End waits until all that was appended is on disk and notes that the
+	// tenure ended in order.
+	End(ctx context.Context) error
+	// Close gives the ownership up. What was appended stays.
+	Close()
+}

@@ -1,0 +1,187 @@
+package relay
+
+import (
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Options are a relay's settings. The zero value of each but Source and Journal
+// stands for a sane default.
+type Options struct {
+	Source  Source
+	Journal Journal
+	// StaffRoles see what concerns any cadet; default admin, training_staff.
+	StaffRoles []string
+	// RingEvents and RingBytes bound the log's part in memory; default 65,536
+	// events and 64 MiB.
+	RingEvents, RingBytes int
+	// BatchEvents and BatchBytes bound what may wait for the journal; default
+	// 4,096 events and 8 MiB.
+	BatchEvents, BatchBytes int
+	// JournalReads bounds the reads of the journal at once; default 4.
+	JournalReads int
+	// FlushInterval is how often the slot's position is moved on; default 1 s.
+	FlushInterval time.Duration
+	// Retry is the backoff between tenures that failed, by how many failed in
+	// a row; default 100 ms doubling up to 10 s, with jitter.
+	Retry    func(failures int) time.Duration
+	Logger   *slog.Logger
+	Observer Observer
+}
+
+// Observer is told what is counted. Its methods must not block.
+type Observer interface {
+	// Assigned: an event of this type was given an ID and is shown.
+	Assigned(eventType string)
+	// Replayed: a replay was completed with this many events.
+	Replayed(fromJournal bool, events int64)
+	// Recovered: a backlog of this many rows was read from the table.
+	Recovered(rows int64)
+	// Failed: an error was met and handled in a component.
+	Failed(component string)
+}
+
+type noObserver struct{}
+
+func (noObserver) Assigned(string)      {}
+func (noObserver) Replayed(bool, int64) {}
+func (noObserver) Recovered(int64)      {}
+func (noObserver) Failed(string)        {}
+
+// Phase is what a relay is doing.
+type Phase string
+
+// The phases of a relay. Only a streaming one is ready.
+const (
+	Starting   Phase = "starting"
+	Standby    Phase = "standby"
+	Recovering Phase = "recovering" // reading a backlog
+	CatchingUp Phase = "catching_up"
+	Streaming  Phase = "streaming"
+	Retrying   Phase = "retrying"
+	Stopped    Phase = "stopped"
+)
+
+// Status is a relay at a moment.
+type Status struct {
+	Phase Phase
+	// Reason says why the relay is not ready; empty when it is.
+	Reason string
+	Extent
+	// Journaled is the newest event ID in the journal.
+	Journaled int64
+	// Received is the position up to which the stream was read, and Confirmed
+	// the one up to which the server was told that its log is no longer needed.
+	Received, Confirmed LSN
+	// Serving: subscribers are taken, although the relay may be reconnecting
+	// to its database.
+	Serving bool
+}
+
+// Relay is the core of the daemon. Make one with [New], start it with Run, and
+// add clients with Subscribe.
+type Relay struct {
+	source     Source
+	journal    Journal
+	staffRoles []string
+	logger     *slog.Logger
+	observer   Observer
+	retry      func(failures int) time.Duration
+	retryRead  time.Duration
+	flush      time.Duration
+	batch      batchLimits
+
+	log *log
+	hub *hub
+
+	mu     sync.Mutex
+	status Status
+}
+
+type batchLimits struct{ events, bytes int }
+
+// New makes a relay.
+func New(o Options) *Relay {
+	r := &Relay{
+		source: o.Source, journal: o.Journal,
+		staffRoles: slices.Clone(o.StaffRoles),
+		logger:     o.Logger, observer: o.Observer,
+		retry: o.Retry, retryRead: 500 * time.Millisecond,
+		flush: orDefault(o.FlushInterval, time.Second),
+		batch: batchLimits{orDefault(o.BatchEvents, 4096), orDefault(o.BatchBytes, 8<<20)},
+		log: newLog(o.Journal, orDefault(o.RingEvents, 1<<16), orDefault(o.RingBytes, 64<<20),
+			orDefault(o.JournalReads, 4)),
+		hub:    newHub(),
+		status: Status{Phase: Starting, Reason: "the relay is starting"},
+	}
+	if len(r.staffRoles) == 0 {
+		r.staffRoles = []string{"admin", "training_staff"}
+	}
+	if r.logger == nil {
+		r.logger = slog.New(slog.DiscardHandler)
+	}
+	if r.observer == nil {
+		r.observer = noObserver{}
+	}
+	if r.retry == nil {
+		r.retry = backoff
+	}
+	return r
+}
+
+func orDefault[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}
+
+// backoff is the default of Options.Retry.
+func backoff(failures int) time.Duration {
+	d := min(100*time.Millisecond<<min(failures, 10), 10*time.Second)
+	return d/2 + rand.N(d/2) //nolint:gosec // jitter needs no secrecy
+}
+
+// Subscribe adds a client. Its sink is told [Established] first. It fails with
+// [ErrNotServing] while the relay can't say where the log's head is.
+func (r *Relay) Subscribe(id Identity, sink Sink, start Start) (*Subscriber, error) {
+	if !r.log.serving() {
+		return nil, ErrNotServing
+	}
+	s := &Subscriber{relay: r, sink: sink, groups: id.Groups(r.staffRoles), done: make(chan struct{})}
+	s.idle.L = &s.mu
+	r.hub.enter(s, s.groups)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x := r.log.Extent()
+	s.cursor = x.Head
+	s.controls = append(s.controls, Established{LastEventID: x.Head, Epoch: x.Epoch})
+	switch {
+	case start.Invalid != "":
+		s.controls = append(s.controls, Failure{CodeInvalidLastEventID, start.Invalid})
+	case start.Resume:
+		s.replays = append(s.replays, replay{after: start.After, resume: true})
+	}
+	s.wake()
+	return s, nil
+}
+
+// Status is the relay's present state.
+func (r *Relay) Status() Status {
+	r.mu.Lock()
+	s := r.status
+	r.mu.Unlock()
+	s.Extent = r.log.Extent()
+	s.Serving = r.log.serving()
+	return s
+}
+
+// report logs and counts an error where it is handled.
+func (r *Relay) report(component string, err error) {
+	r.logger.Error("error in "+component, "component", component, "error", err)
+	r.observer.Failed(component)
+}
