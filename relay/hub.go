@@ -49,11 +49,17 @@ func (h *hub) publish(events []*Event) {
 	}
 }
 
-// reset says where the head is before the first event is published.
+// reset says where the head is when events may have been added to the log past
+// the hub. Every subscriber reads the log again from its cursor.
 func (h *hub) reset(head int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.head = max(h.head, head)
+	h.head = head
+	if all := h.groups[Everyone]; all != nil {
+		for _, s := range all.subs {
+			s.fallBack()
+		}
+	}
 }
 
 // join makes the subscriber live if its cursor is at the head, so that the next

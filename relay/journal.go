@@ -62,9 +62,12 @@ type State struct {
 	// Floors that may still apply to what comes after High, ascending.
 	Floors []Floor
 	Server Server
-	// Slot identifies the replication slot that the stream comes from, not
-	// only by its name.
-	Slot string
+	// Slot is the name of the replication slot that the stream comes from, and
+	// Confirmed the position up to which it may have been confirmed. A slot of
+	// that name that stands further on is another one, or somebody else has
+	// read from it.
+	Slot      string
+	Confirmed LSN
 	// Backlog: a backlog's reading has begun and is not through, so the slot
 	// alone won't bring everything.
 	Backlog bool
@@ -80,6 +83,9 @@ type Batch struct {
 	Events []*Event
 	// High is the position of the last event's row.
 	High Position
+	// Confirm is the position up to which the slot may be confirmed once the
+	// batch is on disk.
+	Confirm LSN
 	// Durable: the transaction waits until it is on disk.
 	Durable bool
 }
@@ -112,18 +118,24 @@ type JournalReader interface {
 type Tenure interface {
 	// State is what the journal remembered when the tenure began.
 	State() State
-	// Begin writes the state that the assignment goes on from, durably.
-	Begin(ctx context.Context, s State) error
+	// Save writes the state that the assignment goes on from, durably, and with
+	// it everything that was appended before, by whichever owner.
+	Save(ctx context.Context, s State) error
 	// Append adds a batch's events and moves the high-water mark, in one
 	// transaction. When it has returned, a crash of the relay loses nothing of
 	// it; a crash of the server may, unless the batch is Durable.
 	Append(ctx context.Context, b *Batch) error
-	// Flushed returns the newest high-water mark that is known to be on disk.
-	// It costs a round trip, and it also tells the server that this owner lives.
-	Flushed(ctx context.Context) (Position, error)
-	// End waits until all that was appended is on disk and notes that the
-	// tenure ended in order.
-	End(ctx context.Context) error
+	// Advance notes that the slot may be confirmed up to a position although no
+	// event came with it.
+	Advance(ctx context.Context, confirm LSN) error
+	// Flushed returns the newest position given to Append, Advance or Save that
+	// is known to be on disk: the slot may be confirmed up to it. It costs a
+	// round trip, and it also tells the server that this owner lives.
+	Flushed(ctx context.Context) (LSN, error)
+	// End waits until all that was written is on disk, notes that the tenure
+	// ended in order, and returns the position up to which the slot may be
+	// confirmed.
+	End(ctx context.Context) (LSN, error)
 	// Close gives the ownership up. What was appended stays.
 	Close()
 }

@@ -54,23 +54,40 @@ func newLog(reader JournalReader, maxEvents, maxBytes, maxReads int) *log {
 	}
 }
 
-// reset tells the log its extent at the start of a tenure, and the newest
-// events, oldest first, that the journal holds. Events that the log has already
-// stay as they are: a head never moves back.
-func (l *log) reset(x Extent, newest []*Event) {
+// holds reports whether the log has everything up to id, the last event that
+// the journal remembers. It may have more: a crash of the server may have taken
+// from the journal what this process has shown.
+func (l *log) holds(id int64) bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.open && l.extent.Head >= id
+}
+
+// resume tells the log its extent when a tenure goes on where this process was.
+func (l *log) resume(x Extent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.open || x.Head != l.extent.Head {
-		floor := x.Head
-		if len(newest) > 0 {
-			floor = newest[0].ID - 1
-		}
-		l.ring.reset(floor)
-		for _, e := range newest {
-			l.ring.append(e)
-		}
+	x.Head = max(x.Head, l.extent.Head)
+	l.extent = x
+}
+
+// reset tells the log its extent when a tenure begins with what the journal
+// holds, and hands it the newest of that, oldest first. It returns the head,
+// which never moves back.
+func (l *log) reset(x Extent, newest []*Event) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	floor := x.Head
+	if len(newest) > 0 {
+		floor = newest[0].ID - 1
 	}
+	l.ring.reset(floor)
+	for _, e := range newest {
+		l.ring.append(e)
+	}
+	x.Head = max(x.Head, l.extent.Head)
 	l.extent, l.open = x, true
+	return x.Head
 }
 
 // append adds events that the journal holds.

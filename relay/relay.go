@@ -99,6 +99,7 @@ type Relay struct {
 
 	mu     sync.Mutex
 	status Status
+	seen   LSN // the furthest position that any stream has brought
 }
 
 type batchLimits struct{ events, bytes int }

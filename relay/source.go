@@ -9,10 +9,11 @@ import (
 // table behind them.
 type Source interface {
 	// Attach makes the publication and the slot where they are missing, and
-	// takes the slot. known is the Slot of [State]: a slot of the same name that
-	// is another one, or that has lost its place in the log, is replaced.
-	// With rebuild it is replaced in any case.
-	Attach(ctx context.Context, known string, rebuild bool) (Stream, error)
+	// takes the slot. A slot that can't bring everything that the journal lacks
+	// is replaced: one that is not where known.Slot and known.Confirmed say that
+	// it must be, one that the server has invalidated, and any slot if
+	// known.Backlog is set.
+	Attach(ctx context.Context, known State) (Stream, error)
 }
 
 // Stream is an attached slot.
@@ -24,16 +25,16 @@ type Stream interface {
 	// once, before Run.
 	Backlog(ctx context.Context, row func(*Row, time.Time) error) error
 	// Run streams until ctx ends or the stream breaks, calling r from one
-	// goroutine.
+	// goroutine. It returns nil when ctx has ended.
 	Run(ctx context.Context, r Receiver) error
-	// Close lets the slot go.
-	Close()
+	// Close confirms the slot's position, unless it is 0, and lets the slot go.
+	Close(confirm LSN)
 }
 
 // StreamInfo is what is known of a stream when it is attached.
 type StreamInfo struct {
 	Server Server
-	// Slot identifies the slot for [State].
+	// Slot is the slot's name.
 	Slot string
 	// Fresh: the slot was made by Attach. It brings what commits after
 	// Consistent; what was there before is the backlog.
@@ -41,8 +42,11 @@ type StreamInfo struct {
 	Consistent LSN
 	// Reason says why the slot was made, for the log.
 	Reason string
-	// WALEnd is the server's position at attaching, and Confirmed the slot's.
-	WALEnd, Confirmed LSN
+	// WALEnd is the server's position at attaching, Now its clock, and
+	// Confirmed the slot's position.
+	WALEnd    LSN
+	Now       time.Time
+	Confirmed LSN
 }
 
 // Transaction is what is known of a transaction while its rows come in. It has

@@ -242,6 +242,16 @@ func (s *Subscriber) offer(e *Event) {
 	s.wake()
 }
 
+// fallBack makes the subscriber read the log again from its cursor.
+func (s *Subscriber) fallBack() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.live && !s.closed {
+		s.queue, s.live = nil, false
+		s.wake()
+	}
+}
+
 // pump sends what there is to send and returns when there is nothing more.
 func (s *Subscriber) pump() {
 	err := s.send()

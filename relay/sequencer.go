@@ -1,0 +1,180 @@
+package relay
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// sequencer gives rows their event IDs, in the order in which the stream brings
+// them, and gathers them for the committer. It is the [Receiver] of a tenure:
+// the stream calls it from one goroutine, the committer takes from another.
+//
+// The assignment is a pure function: of the ID and the position that it starts
+// from, of its floors, and of the rows in commit order. Whoever repeats it from
+// the same state over the same log gets the same IDs.
+type sequencer struct {
+	limits   batchLimits
+	rejected func(row *Row)
+
+	// Only the stream's goroutine uses these.
+	lastID  int64
+	high    Position // what the journal holds already
+	floors  []Floor  // ascending
+	tx      Transaction
+	ordinal int64
+
+	safe atomic.Uint64 // LSN
+
+	mu    sync.Mutex
+	ready chan struct{} // holds a token when there is something to take
+	full  chan struct{} // not nil while the stream must wait
+	batch Batch
+	bytes int
+	inTx  bool
+	ended LSN // every transaction that ended before it has been received
+	// target is where the stream has caught up; the committer is woken then.
+	target LSN
+}
+
+func newSequencer(s State, limits batchLimits, rejected func(*Row)) *sequencer {
+	q := &sequencer{
+		limits: limits, rejected: rejected,
+		lastID: s.LastID, high: s.High, floors: s.Floors,
+		ready: make(chan struct{}, 1),
+		ended: s.Confirmed,
+	}
+	q.safe.Store(uint64(s.Confirmed))
+	return q
+}
+
+// Begin is part of [Receiver].
+func (q *sequencer) Begin(tx Transaction) {
+	q.tx, q.ordinal = tx, 0
+	q.mu.Lock()
+	q.inTx = true
+	q.mu.Unlock()
+}
+
+// Row is part of [Receiver].
+func (q *sequencer) Row(row *Row) {
+	at := Position{q.tx.Commit, q.ordinal}
+	q.ordinal++
+	if at.Compare(q.high) <= 0 {
+		return // the journal has it: the slot sends again what was not confirmed
+	}
+	q.add(row, at, q.tx.CommittedAt, q.tx.CommittedAt)
+}
+
+// add gives a row the next ID. ruled is the time by which the floors apply.
+func (q *sequencer) add(row *Row, at Position, committed, ruled time.Time) {
+	q.lastID = nextID(q.lastID, q.floors, ruled)
+	if ReservedType(row.Type) {
+		q.rejected(row)
+	}
+	e := NewEvent(q.lastID, row, committed)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.batch.Events = append(q.batch.Events, e)
+	q.batch.High = at
+	q.bytes += e.Size()
+	if q.full == nil && (len(q.batch.Events) >= q.limits.events || q.bytes >= q.limits.bytes) {
+		q.full = make(chan struct{})
+	}
+	q.signal()
+}
+
+// nextID is the assignment: one up, and above every floor that applies.
+func nextID(last int64, floors []Floor, committed time.Time) int64 {
+	for _, f := range floors {
+		if !committed.Before(f.Since) {
+			last = max(last, f.ID)
+		}
+	}
+	return last + 1
+}
+
+// End is part of [Receiver].
+func (q *sequencer) End(end LSN) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.inTx = false
+	q.reach(end)
+}
+
+// reach moves the end of what was received. q.mu is held.
+func (q *sequencer) reach(end LSN) {
+	before := q.ended
+	q.ended = max(q.ended, end)
+	if before < q.target && q.ended >= q.target {
+		q.signal()
+	}
+}
+
+// Idle is part of [Receiver].
+func (q *sequencer) Idle(end LSN) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.inTx {
+		q.reach(end)
+	}
+}
+
+// Full is part of [Receiver].
+func (q *sequencer) Full() <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.full
+}
+
+// Safe is part of [Receiver].
+func (q *sequencer) Safe() LSN { return LSN(q.safe.Load()) }
+
+// signal leaves a token for the committer. q.mu is held.
+func (q *sequencer) signal() {
+	select {
+	case q.ready <- struct{}{}:
+	default:
+	}
+}
+
+// take hands over all that has gathered, with no events in it if nothing has.
+// Confirm is where the slot may be moved once that is safe.
+func (q *sequencer) take() Batch {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	b := q.batch
+	b.Confirm = q.ended
+	q.batch, q.bytes = Batch{}, 0
+	if q.full != nil {
+		close(q.full)
+		q.full = nil
+	}
+	return b
+}
+
+// received is the position up to which the stream was read, and whether that is
+// as far as it was when the stream was attached.
+func (q *sequencer) received() (LSN, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.ended, q.ended >= q.target
+}
+
+// idleAt is the position up to which the slot could be moved although no event
+// waits to be journaled, 0 if one does.
+func (q *sequencer) idleAt() LSN {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.inTx || len(q.batch.Events) > 0 {
+		return 0
+	}
+	return q.ended
+}
+
+// confirm lets the stream confirm the slot's position.
+func (q *sequencer) confirm(upTo LSN) {
+	if uint64(upTo) > q.safe.Load() {
+		q.safe.Store(uint64(upTo))
+	}
+}
