@@ -1,6 +1,9 @@
 package relay
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // hub knows which subscribers are in which group and offers them new events.
 // It never writes to a client: an offer takes a place in a bounded queue.
@@ -86,7 +89,8 @@ func (h *hub) enter(s *Subscriber, groups []Group) {
 	h.add(s, groups)
 }
 
-// move makes the subscriber a member of other groups.
+// move makes the subscriber a member of other groups. What waits in its queue
+// is sent by the new groups' rule; what has passed before is past.
 func (h *hub) move(s *Subscriber, groups []Group) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -95,6 +99,13 @@ func (h *hub) move(s *Subscriber, groups []Group) {
 	}
 	h.remove(s)
 	h.add(s, groups)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.groups = groups
+	s.queue = slices.DeleteFunc(s.queue, func(e *Event) bool { return !e.isFor(groups) })
+	if s.live && len(s.queue) == 0 {
+		s.cursor = h.head
+	}
 }
 
 // leave ends the subscriber's memberships. Leaving twice is safe.

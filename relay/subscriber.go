@@ -291,9 +291,8 @@ func (s *Subscriber) send() error {
 			s.mu.Unlock()
 			return nil
 		case s.renewed != nil:
-			s.groups, s.renewed = s.renewed, nil
-			s.queue, s.live = nil, false
-			groups := s.groups
+			groups := s.renewed
+			s.renewed = nil
 			s.mu.Unlock()
 			s.relay.hub.move(s, groups)
 		case len(s.controls) > 0:
