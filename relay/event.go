@@ -28,8 +28,9 @@ type Row struct {
 	Roles   []string
 	// Payload is one JSON value; nil stands for SQL's NULL.
 	Payload []byte
-	// CreatedAt is the row's created_at. The zero time stands for one that no
-	// calendar can write (infinity, or a year outside 1 to 9999).
+	// CreatedAt is the row's created_at. RFC 3339 can write the years 1 to 9999;
+	// what is outside of them (infinity is) is sent as their first or last
+	// moment.
 	CreatedAt time.Time
 }
 
@@ -137,15 +138,29 @@ func (e *Event) encode(row *Row) {
 		b = append(b, payload...)
 	}
 	b = append(b, `,"timestamp":"`...)
-	stamp := e.CreatedAt
-	if stamp.IsZero() {
-		stamp = e.CommittedAt
-	}
-	b = stamp.UTC().AppendFormat(b, time.RFC3339Nano)
+	b = writable(e.CreatedAt).AppendFormat(b, time.RFC3339Nano)
 	b = append(b, `"}`...)
 	end := len(b)
 	b = append(b, "\n\n"...)
 	e.sse, e.json = b, b[start:end:end]
+}
+
+// The first and the last moment that RFC 3339 can write, in microseconds as
+// Postgres counts.
+var (
+	firstMoment = time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC)
+	lastMoment  = time.Date(9999, 12, 31, 23, 59, 59, 999_999_000, time.UTC)
+)
+
+func writable(t time.Time) time.Time {
+	t = t.UTC()
+	switch {
+	case t.Before(firstMoment):
+		return firstMoment
+	case t.After(lastMoment):
+		return lastMoment
+	}
+	return t
 }
 
 // appendString appends s as a JSON string. Names of event types hardly ever

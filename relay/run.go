@@ -130,7 +130,7 @@ func (r *Relay) begin(ctx context.Context, t Tenure, in StreamInfo) (State, erro
 // recover journals and shows the rows that were there before a new slot.
 func (r *Relay) recover(ctx context.Context, t Tenure, stream Stream, state State) (State, error) {
 	r.phase(Recovering, "reading the rows that were there before the replication slot")
-	q := newSequencer(state, r.batch, r.rejected)
+	q := newSequencer(state, 0, r.batch, r.rejected)
 	now := stream.Info().Now
 	at := state.High
 	var rows int64
@@ -173,8 +173,7 @@ func (r *Relay) recover(ctx context.Context, t Tenure, stream Stream, state Stat
 // breaks.
 func (r *Relay) stream(ctx context.Context, t Tenure, stream Stream, state State) error {
 	r.phase(CatchingUp, "reading what was written while no relay was streaming")
-	q := newSequencer(state, r.batch, r.rejected)
-	q.target = stream.Info().WALEnd
+	q := newSequencer(state, stream.Info().WALEnd, r.batch, r.rejected)
 	ctx, stop := context.WithCancelCause(ctx)
 	done := make(chan struct{})
 	go func() {

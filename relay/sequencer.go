@@ -37,12 +37,17 @@ type sequencer struct {
 	target LSN
 }
 
-func newSequencer(s State, limits batchLimits, rejected func(*Row)) *sequencer {
+// newSequencer goes on from a state. Once the stream has reached target, it has
+// caught up.
+func newSequencer(s State, target LSN, limits batchLimits, rejected func(*Row)) *sequencer {
 	q := &sequencer{
 		limits: limits, rejected: rejected,
 		lastID: s.LastID, high: s.High, floors: s.Floors,
 		ready: make(chan struct{}, 1),
-		ended: s.Confirmed,
+		ended: s.Confirmed, target: target,
+	}
+	if q.ended >= target {
+		q.signal()
 	}
 	q.safe.Store(uint64(s.Confirmed))
 	return q
