@@ -62,6 +62,10 @@ func (e *Event) JSON() []byte { return e.json }
 // line. The caller must not change it.
 func (e *Event) SSE() []byte { return e.sse }
 
+// Groups are the groups that the event is for, each once. The caller must not
+// change the slice.
+func (e *Event) Groups() []Group { return e.groups }
+
 // Size is roughly what the event costs in memory, in bytes.
 func (e *Event) Size() int { return len(e.sse) + len(e.Type) + 32*len(e.groups) + 160 }
 

@@ -1,0 +1,143 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Options say which database, and under which names. Only URL is required.
+type Options struct {
+	// URL is a connection string as pgx understands it.
+	URL string
+	// Slot and Publication default to syncrelay.
+	Slot, Publication string
+	// OwnerTimeout is how long the owner may be silent, as a process that is
+	// stopped is, before the server ends its sessions and a standby takes over;
+	// default 30 s. The server's clock and timers do the counting.
+	OwnerTimeout time.Duration
+	Logger       *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	if o.Slot == "" {
+		o.Slot = "syncrelay"
+	}
+	if o.Publication == "" {
+		o.Publication = "syncrelay"
+	}
+	if o.OwnerTimeout <= 0 {
+		o.OwnerTimeout = 30 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// applicationName is how the relay's sessions call themselves.
+const applicationName = "syncrelay"
+
+// oldestServer is the oldest server version that works: row filters, binary
+// streams and sessions that end when they are idle came until then.
+const oldestServer = 150000
+
+// connectTimeout bounds one attempt to connect, operationTimeout one statement
+// of the relay's own, which are all short.
+const (
+	connectTimeout   = 10 * time.Second
+	operationTimeout = 30 * time.Second
+)
+
+// configure sets what every session of the relay needs.
+func configure(c *pgx.ConnConfig, settings map[string]string) {
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = connectTimeout
+	}
+	c.RuntimeParams["application_name"] = applicationName
+	c.RuntimeParams["timezone"] = "UTC"
+	c.RuntimeParams["datestyle"] = "ISO"
+	for name, value := range settings {
+		c.RuntimeParams[name] = value
+	}
+}
+
+// connect opens a session and checks the server's version.
+func connect(ctx context.Context, databaseURL string, settings map[string]string) (*pgx.Conn, error) {
+	c, err := parse(databaseURL)
+	if err != nil {
+		return nil, err
+	}
+	configure(c, settings)
+	conn, err := pgx.ConnectConfig(ctx, c)
+	if err != nil {
+		return nil, explain(err, c)
+	}
+	var version int
+	var name string
+	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, current_setting('server_version')`).Scan(&version, &name)
+	if err == nil && version < oldestServer {
+		err = &Problem{What: "the server is PostgreSQL " + name, Mend: "use PostgreSQL 15 or later", Fatal: true}
+	}
+	if err != nil {
+		closeConn(conn)
+		return nil, explain(err, c)
+	}
+	return conn, nil
+}
+
+// connectReplication opens a session in which the server speaks the streaming
+// replication protocol.
+func connectReplication(ctx context.Context, databaseURL string, settings map[string]string) (*pgconn.PgConn, error) {
+	c, err := parse(databaseURL)
+	if err != nil {
+		return nil, err
+	}
+	configure(c, settings)
+	c.RuntimeParams["replication"] = "database"
+	conn, err := pgconn.ConnectConfig(ctx, &c.Config)
+	if err != nil {
+		return nil, explain(err, c)
+	}
+	return conn, nil
+}
+
+// closeConn ends a session without waiting long for the server's good-bye.
+func closeConn(conn interface{ Close(context.Context) error }) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx) // the socket is closed in any case
+}
+
+// table is the outbox table as the server knows it.
+type table struct {
+	name        pgx.Identifier
+	partitioned bool
+	payloadType uint32 // the OID of the type of its payload
+}
+
+const findTable = `
+SELECT n.nspname, c.relname, c.relkind = 'p', coalesce(a.atttypid, 0)
+  FROM pg_catalog.pg_class c
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = 'payload' AND NOT a.attisdropped
+ WHERE c.oid = pg_catalog.to_regclass('sync_events')`
+
+// lookUpTable finds the outbox table by the search_path, as writers do.
+func lookUpTable(ctx context.Context, conn *pgx.Conn) (table, error) {
+	var schema, name string
+	var t table
+	err := conn.QueryRow(ctx, findTable).Scan(&schema, &name, &t.partitioned, &t.payloadType)
+	if err == pgx.ErrNoRows { //nolint:errorlint // Scan returns it bare
+		return t, &Problem{What: "there is no table sync_events in database " + conn.Config().Database, Mend: "run syncrelay migrate", Fatal: true}
+	}
+	if err != nil {
+		return t, fmt.Errorf("look up sync_events: %w", explain(err, conn.Config()))
+	}
+	t.name = pgx.Identifier{schema, name}
+	return t, nil
+}

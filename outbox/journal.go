@@ -1,0 +1,83 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/syncrelay/syncrelay/relay"
+)
+
+// Journal is the relay's record of which row has which event ID, in the tables
+// of schema syncrelay. It implements relay.Journal.
+type Journal struct {
+	o      Options
+	logger *slog.Logger
+	pool   *pgxpool.Pool // for reading back
+
+	mu    sync.Mutex
+	table table // as last looked up; its name is nil before
+}
+
+// readSettings are those of the sessions that read events back. Every such read
+// is a range scan of an index of the journal and look-ups in one of the table.
+// The planner can't know how short the range is, and at the wrong guess reads
+// whole tables: it is not given the choice.
+var readSettings = map[string]string{
+	"default_transaction_read_only": "on",
+	"enable_seqscan":                "off",
+	"enable_hashjoin":               "off",
+	"enable_mergejoin":              "off",
+	"jit":                           "off",
+	"plan_cache_mode":               "force_custom_plan",
+}
+
+// NewJournal makes a journal; it connects when it is first needed.
+func NewJournal(o Options) (*Journal, error) {
+	o = o.withDefaults()
+	if _, err := parse(o.URL); err != nil {
+		return nil, err
+	}
+	c, err := pgxpool.ParseConfig(o.URL)
+	if err != nil {
+		return nil, &Problem{What: "a pool_… parameter of database.url can't be read", Mend: "leave it out", Fatal: true}
+	}
+	configure(c.ConnConfig, readSettings)
+	// As many as the core reads at once, and no idle ones kept for long.
+	c.MaxConns, c.MinConns = readers, 0
+	pool, err := pgxpool.NewWithConfig(context.Background(), c)
+	if err != nil {
+		return nil, fmt.Errorf("make the pool of sessions that read the journal: %w", err)
+	}
+	return &Journal{o: o, logger: o.Logger, pool: pool}, nil
+}
+
+// readers is how many sessions read the journal at once, at most.
+const readers = 4
+
+// Close closes the sessions that read.
+func (j *Journal) Close() { j.pool.Close() }
+
+// knownTable is the outbox table, looked up if it was not yet.
+func (j *Journal) knownTable(ctx context.Context, conn *pgx.Conn) (table, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.table.name != nil {
+		return j.table, nil
+	}
+	t, err := lookUpTable(ctx, conn)
+	if err == nil {
+		j.table = t
+	}
+	return t, err
+}
+
+// Newest is part of relay.JournalReader.
+func (j *Journal) Newest(ctx context.Context, limit, maxBytes int) ([]*relay.Event, error) {
+	events, _, err := j.read(ctx, newestEntries, maxBytes, limit, limit)
+	return events, err
+}
