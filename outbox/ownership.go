@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/syncrelay/syncrelay/relay"
+	"github.com/syncrelay/syncrelay/schema"
 )
 
 // The key of the advisory lock that the owner of a database holds for as long
@@ -46,6 +47,9 @@ func (j *Journal) Acquire(ctx context.Context, wait func(reason string)) (relay.
 }
 
 func (j *Journal) acquire(ctx context.Context, conn *pgx.Conn, wait func(reason string)) (*tenure, error) {
+	if err := schema.Verify(ctx, conn); err != nil {
+		return nil, &Problem{What: err.Error(), Fatal: true, Cause: err}
+	}
 	var free bool
 	if err := conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1, $2)`, lockClass, lockOwner).Scan(&free); err != nil {
 		return nil, fmt.Errorf("ask for the ownership: %w", err)

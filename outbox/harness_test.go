@@ -1,0 +1,217 @@
+package outbox_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/goleak"
+
+	"github.com/syncrelay/syncrelay/outbox"
+	"github.com/syncrelay/syncrelay/outbox/localpg/pgtest"
+	"github.com/syncrelay/syncrelay/relay"
+	"github.com/syncrelay/syncrelay/relay/relaytest"
+	"github.com/syncrelay/syncrelay/schema"
+)
+
+func TestMain(m *testing.M) { pgtest.Run(m) }
+
+var admin = relay.Identity{UserID: 1, Role: "admin"}
+
+// world is a database with the schema, and relays on it.
+type world struct {
+	testing.TB
+	url     string
+	options outbox.Options
+	pool    *pgxpool.Pool
+}
+
+// newWorld makes a database on the shared server. Slots are the server's, so
+// the slot is named after the database.
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	return newWorldAt(t, pgtest.Database(t))
+}
+
+func newWorldAt(t testing.TB, databaseURL string) *world {
+	t.Helper()
+	ctx := t.Context()
+	if _, err := schema.Migrate(ctx, databaseURL, schema.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	return openWorld(t, databaseURL)
+}
+
+func openWorld(t testing.TB, databaseURL string) *world {
+	t.Helper()
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := pgxpool.New(t.Context(), databaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	name := strings.TrimPrefix(u.Path, "/")
+	return &world{TB: t, url: databaseURL, pool: pool, options: outbox.Options{
+		URL: databaseURL, Slot: name, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	}}
+}
+
+// exec runs statements with the rights of the superuser.
+func (w *world) exec(sql string, args ...any) {
+	w.Helper()
+	if _, err := w.pool.Exec(w.Context(), sql, args...); err != nil {
+		w.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// query returns the first column of a query's rows as text.
+func (w *world) query(sql string, args ...any) []string {
+	w.Helper()
+	rows, err := w.pool.Query(w.Context(), sql, args...)
+	if err != nil {
+		w.Fatalf("%s: %v", sql, err)
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		w.Fatalf("%s: %v", sql, err)
+	}
+	return found
+}
+
+// insert writes rows in one transaction and returns their ids.
+func (w *world) insert(rows ...outbox.Row) (ids []int64) {
+	w.Helper()
+	err := pgx.BeginFunc(w.Context(), w.pool, func(tx pgx.Tx) error {
+		for _, row := range rows {
+			id, err := outbox.Insert(w.Context(), tx, row)
+			if err != nil {
+				return err
+			}
+			ids = append(ids, id)
+		}
+		return nil
+	})
+	if err != nil {
+		w.Fatal(err)
+	}
+	return ids
+}
+
+// running is a relay on a world.
+type running struct {
+	*relay.Relay
+	stop func()
+}
+
+// start starts a relay and waits until it streams.
+func (w *world) start(o relay.Options) running {
+	w.Helper()
+	r := w.launch(o)
+	relaytest.Wait(w, "the relay streams", func() bool { return r.Status().Phase == relay.Streaming })
+	return r
+}
+
+// launch starts a relay.
+func (w *world) launch(o relay.Options) running {
+	w.Helper()
+	journal, err := outbox.NewJournal(w.options)
+	if err != nil {
+		w.Fatal(err)
+	}
+	o.Source, o.Journal, o.Logger = outbox.NewSource(w.options), journal, w.options.Logger
+	if o.Retry == nil {
+		o.Retry = func(int) time.Duration { return 20 * time.Millisecond }
+	}
+	if o.FlushInterval == 0 {
+		o.FlushInterval = 50 * time.Millisecond
+	}
+	r := relay.New(o)
+	w.Cleanup(journal.Close)
+	return running{r, relaytest.Run(w, r)}
+}
+
+// waitForFreeSlot waits until the server has noticed that a relay has gone.
+func (w *world) waitForFreeSlot() {
+	w.Helper()
+	relaytest.Wait(w, "the slot is free", func() bool {
+		return len(w.query(`SELECT slot_name::text FROM pg_replication_slots WHERE slot_name = $1 AND active`, w.options.Slot)) == 0
+	})
+}
+
+// judge is an independent slot that tells which rows committed, in which order.
+type judge struct {
+	w    *world
+	slot string
+}
+
+func (w *world) newJudge() judge {
+	w.Helper()
+	j := judge{w, w.options.Slot + "_judge"}
+	w.exec(`SELECT pg_create_logical_replication_slot($1, 'test_decoding')`, j.slot)
+	w.Cleanup(func() {
+		_, _ = w.pool.Exec(context.Background(), `SELECT pg_drop_replication_slot($1)`, j.slot)
+	})
+	return j
+}
+
+var rowID = regexp.MustCompile(`^table public\.sync_events[^:]*: INSERT: id\[[a-z]+\]:(\d+) `)
+
+// committed returns the ids of the rows that committed since the judge was made.
+func (j judge) committed() (ids []int64) {
+	j.w.Helper()
+	for _, line := range j.w.query(`SELECT data FROM pg_logical_slot_peek_changes($1, NULL, NULL)`, j.slot) {
+		if m := rowID.FindStringSubmatch(line); m != nil {
+			id, err := strconv.ParseInt(m[1], 10, 64)
+			if err != nil {
+				j.w.Fatal(err)
+			}
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// journaled returns the rows' ids in the order of their event IDs.
+func (w *world) journaled() (ids []int64) {
+	w.Helper()
+	for _, text := range w.query(`SELECT row_id::text FROM syncrelay.journal ORDER BY event_id`) {
+		id, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			w.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// checkLeaks fails the test if it leaves a goroutine.
+func checkLeaks(t *testing.T) {
+	t.Helper()
+	now := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, now) })
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func grade(cadet int64) outbox.Row {
+	return outbox.Row{Type: "grade_update", CadetID: &cadet, Payload: map[string]int{"merits": 3}}
+}
+
+// waitForHead waits until the relay has assigned that many events in all.
+func waitForJournal(w *world, n int) {
+	w.Helper()
+	relaytest.Wait(w, fmt.Sprintf("%d events are journaled", n), func() bool {
+		return w.query(`SELECT count(*)::text FROM syncrelay.journal`)[0] == strconv.Itoa(n)
+	})
+}
