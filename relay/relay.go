@@ -186,3 +186,8 @@ func (r *Relay) report(component string, err error) {
 	r.logger.Error("error in "+component, "component", component, "error", err)
 	r.observer.Failed(component)
 }
+
+// Retained tells the relay what retention has left of the log: the oldest event,
+// 0 for none, and the newest that was deleted. Cursors before that are told that
+// they are truncated.
+func (r *Relay) Retained(oldest, deleted int64) { r.log.retain(oldest, deleted) }

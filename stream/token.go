@@ -44,8 +44,9 @@ func invalidToken(format string, args ...any) *AuthError {
 
 // VerifierOptions say which tokens count.
 type VerifierOptions struct {
-	// HMACSecret is the shared secret of HS256 tokens, at least 32 bytes
-	// (RFC 7518, section 3.2: as long as the hash).
+	// HMACSecret is the shared secret of HS256 tokens. It should be as long as
+	// [StrongSecret]; a shorter one is taken, because the application that signs
+	// the tokens may have chosen it long ago, but deserves a warning.
 	HMACSecret []byte
 	// Issuer and Audience, where set, must be the token's iss and one of its aud.
 	Issuer, Audience string
@@ -56,8 +57,10 @@ type VerifierOptions struct {
 	Now func() time.Time
 }
 
-// MinSecret is the shortest HMAC secret, in bytes.
-const MinSecret = 32
+// StrongSecret is the length in bytes from which an HMAC secret is as strong as
+// HS256 itself (RFC 7518, section 3.2). A much shorter one can be guessed by
+// anybody who has seen one token.
+const StrongSecret = 32
 
 // Verifier turns tokens into identities. It is safe for use by many at once.
 //
@@ -73,8 +76,8 @@ type Verifier struct {
 
 // NewVerifier makes a verifier.
 func NewVerifier(o VerifierOptions) (*Verifier, error) {
-	if len(o.HMACSecret) < MinSecret {
-		return nil, fmt.Errorf("the HMAC secret is %d bytes long; allowed are %d and more, random ones (openssl rand -base64 48)", len(o.HMACSecret), MinSecret)
+	if len(o.HMACSecret) == 0 {
+		return nil, fmt.Errorf("no key to check tokens with: an HMAC secret is required, of %d random bytes or more (openssl rand -base64 48)", StrongSecret)
 	}
 	if o.Now == nil {
 		o.Now = time.Now
