@@ -1,9 +1,11 @@
 package stream
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -24,6 +26,7 @@ type eventStream struct {
 	controller *http.ResponseController
 	deadline   deadline
 	begun      bool // the header has been written
+	timedOut   bool // a write was not taken in time
 	finished   bool // nothing may be written any more
 }
 
@@ -74,7 +77,7 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) {
 	select {
 	case <-c.over:
 	case <-r.Context().Done():
-		c.end(reasonClosed, "")
+		c.end(c.gone(), "")
 		<-c.over
 	}
 	// The writer is the HTTP server's again once this returns: close waits for
@@ -152,7 +155,7 @@ func (c *eventStream) writeBlock(block []byte) error {
 	if err := c.pieces(block); err != nil {
 		return err
 	}
-	return c.controller.Flush()
+	return c.flush()
 }
 
 // writeEvents writes events, those that are not huge together.
@@ -187,7 +190,7 @@ func (c *eventStream) writeEvents(events []*relay.Event) error {
 	if err := c.pieces(b); err != nil {
 		return err
 	}
-	return c.controller.Flush()
+	return c.flush()
 }
 
 // pieces writes p. c.out is held.
@@ -196,11 +199,31 @@ func (c *eventStream) pieces(p []byte) error {
 		c.deadline.extend(c.controller)
 		n, err := c.w.Write(p[:min(len(p), piece)])
 		if err != nil {
-			return err
+			return c.failed(err)
 		}
 		p = p[n:]
 	}
 	return nil
+}
+
+// flush sends what has been written. c.out is held.
+func (c *eventStream) flush() error { return c.failed(c.controller.Flush()) }
+
+// failed notes how a write failed. c.out is held.
+func (c *eventStream) failed(err error) error {
+	c.timedOut = c.timedOut || errors.Is(err, os.ErrDeadlineExceeded)
+	return err
+}
+
+// gone is why the HTTP server says that the client has gone: it says so too
+// when a write was not taken in time.
+func (c *eventStream) gone() *Reason {
+	c.out.Lock()
+	defer c.out.Unlock()
+	if c.timedOut {
+		return reasonSlow
+	}
+	return reasonClosed
 }
 
 // Events is part of [relay.Sink].
@@ -261,7 +284,7 @@ func (c *eventStream) sayGoodbye(reason *Reason, text string) {
 		return
 	}
 	if c.pieces(appendSSE(nil, -1, eventType, message)) == nil {
-		_ = c.controller.Flush() // the stream ends either way
+		_ = c.flush() // the stream ends either way
 	}
 }
 
