@@ -29,7 +29,7 @@ type key struct {
 
 // keys is the table of all settings.
 var keys = []key{
-	{path: "database.url", secret: true, allowed: "postgres://user:password@host:5432/database", set: setDatabaseURL},
+	{path: "database.url", secret: true, allowed: "postgres://user:password@host:5432/database", set: setDatabaseURL}, //nolint:gosec // an example
 	{path: "database.slot", normal: "syncrelay", allowed: "1 to 63 of a-z, 0-9 and _", set: matching(slotName, func(s *Settings) *string { return &s.Database.Slot })},
 	{path: "database.publication", normal: "syncrelay", allowed: "1 to 63 characters", set: matching(publicationName, func(s *Settings) *string { return &s.Database.Publication })},
 	{path: "listen.address", normal: ":8000", allowed: "host:port or :port, the port from 0 to 65535", set: address(func(s *Settings) *string { return &s.Listen.Address })},
@@ -133,7 +133,7 @@ func parseDuration(text string) (time.Duration, error) {
 		if err != nil {
 			return 0, fmt.Errorf("count the days: %w", err)
 		}
-		return time.Duration(n) * 24 * time.Hour, nil //nolint:gosec // 16 bits
+		return time.Duration(n) * 24 * time.Hour, nil
 	}
 	return time.ParseDuration(text)
 }

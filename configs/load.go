@@ -42,7 +42,7 @@ func Load(path string, environ []string) (Settings, error) {
 			return Settings{}, err
 		}
 		sources = append(sources, file)
-		problems = append(problems, unknownInFile(path, file)...)
+		problems = append(problems, unknownInFile(file)...)
 	}
 	variables, unknown := fromEnvironment(environ)
 	sources = append(sources, variables)
@@ -105,7 +105,7 @@ func oneLine(err error) string {
 	return strings.Join(strings.Fields(text), " ")
 }
 
-func unknownInFile(path string, file source) (problems []error) {
+func unknownInFile(file source) (problems []error) {
 	for _, found := range file.koanf.Keys() {
 		if slices.Contains(known(), found) {
 			continue

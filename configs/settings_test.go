@@ -141,7 +141,7 @@ func TestBadSettingsAreOneLineEachWithKeyFoundAndAllowed(t *testing.T) {
 		want []string
 	}{
 		"an unknown key":              {file: "databse:\n  url: x\n", want: []string{"databse.url (", ":2): unknown key", "did you mean database.url?"}},
-		"an unknown key in a section": {file: "log:\n  levle: info\n", want: []string{"log.levle", ":2)", "did you mean log.level?"}},
+		"an unknown key in a section": {file: "log:\n  levl: info\n", want: []string{"log.levl", ":2)", "did you mean log.level?"}},
 		"an unknown variable":         {env: []string{"SYNCRELAY_DATABASE_URI=x"}, want: []string{"SYNCRELAY_DATABASE_URI (environment): unknown key", "did you mean SYNCRELAY_DATABASE_URL?"}},
 		"a section that is a value":   {file: "database: x\n", want: []string{"database (", ":1): unknown key"}},
 		"a value that is a section":   {file: "log:\n  level:\n    a: b\n", want: []string{"log.level.a"}},

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"go.uber.org/goleak"
 
 	"github.com/syncrelay/syncrelay/outbox"
 	"github.com/syncrelay/syncrelay/outbox/localpg/pgtest"
@@ -149,39 +147,6 @@ func (w *world) waitForFreeSlot() {
 	})
 }
 
-// judge is an independent slot that tells which rows committed, in which order.
-type judge struct {
-	w    *world
-	slot string
-}
-
-func (w *world) newJudge() judge {
-	w.Helper()
-	j := judge{w, w.options.Slot + "_judge"}
-	w.exec(`SELECT pg_create_logical_replication_slot($1, 'test_decoding')`, j.slot)
-	w.Cleanup(func() {
-		_, _ = w.pool.Exec(context.Background(), `SELECT pg_drop_replication_slot($1)`, j.slot)
-	})
-	return j
-}
-
-var rowID = regexp.MustCompile(`^table public\.sync_events[^:]*: INSERT: id\[[a-z]+\]:(\d+) `)
-
-// committed returns the ids of the rows that committed since the judge was made.
-func (j judge) committed() (ids []int64) {
-	j.w.Helper()
-	for _, line := range j.w.query(`SELECT data FROM pg_logical_slot_peek_changes($1, NULL, NULL)`, j.slot) {
-		if m := rowID.FindStringSubmatch(line); m != nil {
-			id, err := strconv.ParseInt(m[1], 10, 64)
-			if err != nil {
-				j.w.Fatal(err)
-			}
-			ids = append(ids, id)
-		}
-	}
-	return ids
-}
-
 // journaled returns the rows' ids in the order of their event IDs.
 func (w *world) journaled() (ids []int64) {
 	w.Helper()
@@ -195,20 +160,11 @@ func (w *world) journaled() (ids []int64) {
 	return ids
 }
 
-// checkLeaks fails the test if it leaves a goroutine.
-func checkLeaks(t *testing.T) {
-	t.Helper()
-	now := goleak.IgnoreCurrent()
-	t.Cleanup(func() { goleak.VerifyNone(t, now) })
-}
-
-func ptr[T any](v T) *T { return &v }
-
 func grade(cadet int64) outbox.Row {
 	return outbox.Row{Type: "grade_update", CadetID: &cadet, Payload: map[string]int{"merits": 3}}
 }
 
-// waitForHead waits until the relay has assigned that many events in all.
+// waitForJournal waits until that many events have been journaled.
 func waitForJournal(w *world, n int) {
 	w.Helper()
 	relaytest.Wait(w, fmt.Sprintf("%d events are journaled", n), func() bool {

@@ -11,7 +11,7 @@ import (
 )
 
 // Problem is an error of the database that an operator can do something about.
-type Problem struct {
+type Problem struct { //nolint:errname // it is one, and not only in Go's sense
 	// What is wrong, with what was found.
 	What string
 	// Mend is the statement or the setting that mends it.

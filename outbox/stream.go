@@ -137,7 +137,7 @@ func (l *streamLoop) run(ctx context.Context) error {
 		msg, err := l.conn.ReceiveMessage(context.Background())
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // the end of ctx broke off the wait
 		case err != nil && pgconn.Timeout(err):
 			err = l.report(ctx, false)
 		case err != nil:

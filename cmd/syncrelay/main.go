@@ -13,9 +13,7 @@ import (
 )
 
 func main() {
-	ctx, stop := untilSignal(context.Background())
-	defer stop()
-	os.Exit(run(ctx, os.Args[1:], streams{os.Stdout, os.Stderr, os.Environ()}))
+	os.Exit(run(untilSignal(context.Background()), os.Args[1:], streams{os.Stdout, os.Stderr, os.Environ()}))
 }
 
 // streams are what a command has of the world outside.
@@ -47,7 +45,7 @@ func run(ctx context.Context, args []string, s streams) int {
 
 // untilSignal returns a context that ends with the first SIGINT or SIGTERM. The
 // second one ends the process at once.
-func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+func untilSignal(ctx context.Context) context.Context {
 	ctx, cancel := context.WithCancel(ctx)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -61,5 +59,5 @@ func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
 		}
 		os.Exit(code)
 	}()
-	return ctx, cancel
+	return ctx
 }

@@ -95,7 +95,10 @@ func newDaemon(ctx context.Context, s configs.Settings, logger *slog.Logger) (*d
 	if err != nil {
 		return nil, err
 	}
-	return d, d.listen(ctx, s.Listen)
+	if err := d.listen(ctx, s.Listen); err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
 // listen takes the addresses.

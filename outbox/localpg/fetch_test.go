@@ -31,7 +31,7 @@ func repository(t *testing.T, version string) *httptest.Server {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	xz := exec.Command("xz", "-c") //nolint:noctx // ends by itself
+	xz := exec.Command("xz", "-c")
 	xz.Stdin = &files
 	packed, err := xz.Output()
 	if err != nil {

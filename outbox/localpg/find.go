@@ -49,9 +49,7 @@ func Find(ctx context.Context, binDir string) (dir string, version int, err erro
 
 // candidates lists directories that hold a server, each once.
 func candidates(path, places []string) (dirs []string) {
-	for _, dir := range path {
-		dirs = append(dirs, dir)
-	}
+	dirs = append(dirs, path...)
 	for _, pattern := range places {
 		matches, _ := filepath.Glob(pattern) // the patterns are well-formed
 		dirs = append(dirs, matches...)

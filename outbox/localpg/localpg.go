@@ -182,10 +182,10 @@ func (s *Server) launchOnce(ctx context.Context) error {
 		}
 		select {
 		case <-p.ended:
-			return fmt.Errorf("Postgres did not start in %s: %s", s.dataDir, lastLines(s.logTail())) //nolint:revive,staticcheck // a name
+			return fmt.Errorf("Postgres did not start in %s: %s", s.dataDir, lastLines(s.logTail()))
 		case <-ctx.Done():
 			p.kill()
-			return fmt.Errorf("Postgres did not answer within %s: %w: %s", startTimeout, err, lastLines(s.logTail())) //nolint:revive,staticcheck // a name
+			return fmt.Errorf("Postgres did not answer within %s: %w: %s", startTimeout, err, lastLines(s.logTail()))
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -276,7 +276,7 @@ func (s *Server) Shutdown(ctx context.Context, mode Mode) error {
 	select {
 	case <-p.ended:
 	case <-ctx.Done():
-		return fmt.Errorf("Postgres did not shut down: %w: %s", ctx.Err(), lastLines(s.logTail())) //nolint:revive,staticcheck // a name
+		return fmt.Errorf("Postgres did not shut down: %w: %s", ctx.Err(), lastLines(s.logTail()))
 	}
 	s.down()
 	return nil
@@ -288,7 +288,7 @@ func (s *Server) Kill() error {
 	p := s.process
 	s.mu.Unlock()
 	if p == nil {
-		return errors.New("Postgres is down already") //nolint:revive,staticcheck // a name
+		return errors.New("Postgres is down already")
 	}
 	p.kill()
 	s.down()

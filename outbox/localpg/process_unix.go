@@ -36,7 +36,7 @@ func unprivileged() (*account, error) {
 			return &account{name: name, uid: uint32(uid), gid: uint32(gid)}, nil
 		}
 	}
-	return nil, fmt.Errorf("Postgres does not run as root, and there is no user postgres or nobody: run this as another user, or useradd --system postgres") //nolint:revive,staticcheck // a name
+	return nil, fmt.Errorf("Postgres does not run as root, and there is no user postgres or nobody: run this as another user, or useradd --system postgres")
 }
 
 // own gives a directory to the account.
