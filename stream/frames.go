@@ -105,11 +105,11 @@ const maxFrameHeader = 10
 func appendFrameHeader(b []byte, frame byte, length int) []byte {
 	switch {
 	case length <= 125:
-		return append(b, frame, byte(length))
+		return append(b, frame, byte(length)) //nolint:gosec // it fits
 	case length < 1<<16:
-		return binary.BigEndian.AppendUint16(append(b, frame, 126), uint16(length)) //nolint:gosec // it fits
+		return binary.BigEndian.AppendUint16(append(b, frame, 126), uint16(length))
 	default:
-		return binary.BigEndian.AppendUint64(append(b, frame, 127), uint64(length)) //nolint:gosec // not negative
+		return binary.BigEndian.AppendUint64(append(b, frame, 127), uint64(length))
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 // It is safe for use by many at once.
 type Origins struct {
 	any      bool
-	null     bool
 	exact    map[origin]struct{}
 	suffixes []origin // host is ".example.org"
 }
@@ -21,9 +20,8 @@ type origin struct{ scheme, host, port string }
 
 // NewOrigins makes the list of settings' origins.allowed. Each entry is an
 // origin (https://app.example.org, with the port if it isn't the scheme's
-// own), a pattern for all hosts below one (https://*.example.org), * for any, or
-// null for pages that have no origin, such as local files. Without entries only
-// pages from the relay's own host may connect.
+// own), a pattern for all hosts below one (https://*.example.org), or * for
+// any. Without entries only pages from the relay's own host may connect.
 func NewOrigins(allowed []string) (*Origins, error) {
 	o := &Origins{exact: make(map[origin]struct{})}
 	for _, entry := range allowed {
@@ -32,8 +30,6 @@ func NewOrigins(allowed []string) (*Origins, error) {
 		case entry == "":
 		case entry == "*":
 			o.any = true
-		case entry == "null":
-			o.null = true
 		default:
 			scheme, rest, _ := strings.Cut(entry, "://")
 			below, pattern := strings.CutPrefix(rest, "*.")
@@ -42,7 +38,7 @@ func NewOrigins(allowed []string) (*Origins, error) {
 			}
 			from, ok := parseOrigin(scheme + "://" + rest)
 			if !ok || strings.Contains(from.host, "*") {
-				return nil, fmt.Errorf("%s is no origin; allowed are https://host, https://host:port, https://*.host, * for any and null", quote(entry))
+				return nil, fmt.Errorf("%s is no origin; allowed are https://host, https://host:port, https://*.host and * for any", quote(entry))
 			}
 			if pattern {
 				from.host = "." + from.host
@@ -93,14 +89,12 @@ func (o *Origins) Allow(r *http.Request) bool {
 		return true
 	case len(values) > 1:
 		return false
-	case values[0] == "null":
-		return o.null
 	}
 	from, ok := parseOrigin(values[0])
-	if !ok {
+	if !ok { // "null" too, the origin of pages that have none
 		return false
 	}
-	if o.any || len(o.exact) == 0 && len(o.suffixes) == 0 && !o.null && sameHost(from, r) {
+	if o.any || len(o.exact) == 0 && len(o.suffixes) == 0 && sameHost(from, r) {
 		return true
 	}
 	if _, ok := o.exact[from]; ok {

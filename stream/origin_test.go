@@ -71,8 +71,6 @@ func TestOriginsAreAllowedAsConfigured(t *testing.T) {
 		{"*", "relay", "https://anything.example", false, true},
 		{"*", "relay", "null", false, false},
 		{"*", "relay", "https://not an origin", false, false},
-		{"null", "relay", "null", false, true},
-		{"*,null", "relay", "null", false, true},
 	} {
 		origins, err := stream.NewOrigins(strings.Split(c.allowed, ","))
 		if err != nil {
@@ -81,7 +79,7 @@ func TestOriginsAreAllowedAsConfigured(t *testing.T) {
 			}
 			continue
 		}
-		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r := httptest.NewRequest(http.MethodGet, "/", http.NoBody)
 		r.Host = c.host
 		r.Header["Origin"] = []string{c.origin}
 		if c.tls {
@@ -99,7 +97,7 @@ func TestOriginHeaderMayBeAbsentAndNotTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	r := httptest.NewRequest(http.MethodGet, "/", http.NoBody)
 	if !origins.Allow(r) {
 		t.Error("a request without an Origin was refused")
 	}
@@ -114,7 +112,7 @@ func TestSettingsThatAreNoOriginAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, entry := range []string{
 		"example.org", "https://", "https://example.org/", "https://example.org/app", "https://user@example.org",
-		"https://*", "https://*.*.org", "https://a*.example.org", "https://example.org:", "https://exa mple.org", "://x", "**",
+		"https://*", "https://*.*.org", "https://a*.example.org", "https://example.org:", "https://exa mple.org", "://x", "**", "null",
 	} {
 		if _, err := stream.NewOrigins([]string{entry}); err == nil || !strings.Contains(err.Error(), "allowed are") {
 			t.Errorf("%q: got %v", entry, err)

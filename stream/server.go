@@ -76,7 +76,7 @@ func (s *Server) Handler() http.Handler {
 func (s *Server) OpsHandler() http.Handler {
 	mux := http.NewServeMux()
 	s.health(mux)
-	metrics := promhttp.HandlerFor(s.options.Registry, promhttp.HandlerOpts{Registry: s.options.Registry})
+	metrics := promhttp.HandlerFor(s.options.Registry, promhttp.HandlerOpts{})
 	mux.Handle("/metrics", methods(metrics.ServeHTTP, http.MethodGet, http.MethodHead))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)

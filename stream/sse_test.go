@@ -61,7 +61,8 @@ func TestRetryIsSentOnceWithJitter(t *testing.T) {
 		seen[c.retry] = true
 		c.retry = ""
 		w.Insert(relay.Row{Type: "audit"})
-		if c.next(t); c.retry != "" {
+		c.next(t)
+		if c.retry != "" {
 			t.Fatal("retry was sent twice")
 		}
 	}

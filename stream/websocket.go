@@ -100,7 +100,7 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 // run is the life of the connection after the handshake.
 func (c *webSocket) run(id Identity, denied error, from relay.Start) {
 	defer c.server.leave()
-	defer c.wire.Close()
+	defer func() { _ = c.wire.Close() }() // nothing that failed here could be mended
 	c.conn.SetPingHandler(c.pingFrame)
 	c.conn.SetPongHandler(func(string) error { c.heard.Store(true); return nil })
 	switch {

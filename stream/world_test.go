@@ -161,11 +161,16 @@ type message struct {
 
 func parse(t testing.TB, text []byte) message {
 	t.Helper()
-	m := message{text: string(text)}
-	if err := json.Unmarshal(text, &m); err != nil {
+	m, err := decode(text)
+	if err != nil {
 		t.Fatalf("the server sent %q: %v", text, err)
 	}
 	return m
+}
+
+func decode(text []byte) (message, error) {
+	m := message{text: string(text)}
+	return m, json.Unmarshal(text, &m)
 }
 
 // client is a client of either transport.
@@ -285,7 +290,7 @@ func (w *world) do(t testing.TB, method, address string, header http.Header) *ht
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	request, err := http.NewRequestWithContext(ctx, method, address, nil)
+	request, err := http.NewRequestWithContext(ctx, method, address, http.NoBody)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,6 +314,10 @@ func (w *world) events(t testing.TB, path string, header http.Header) *sseClient
 		body, _ := io.ReadAll(response.Body)
 		t.Fatalf("GET %s: %s: %s", path, response.Status, body)
 	}
+	return newSSEClient(response)
+}
+
+func newSSEClient(response *http.Response) *sseClient {
 	return &sseClient{Response: response, lines: bufio.NewReader(response.Body)}
 }
 

@@ -1,0 +1,72 @@
+package stream_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"io"
+	"testing"
+	"time"
+)
+
+// TestFramesAreWholeAndTheCloseFrameIsTheLast: events, pongs to the client's
+// pings and the close frame are written by three goroutines.
+func TestFramesAreWholeAndTheCloseFrameIsTheLast(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	for range 5 {
+		c := w.connect(t, cadet17)
+		raw := c.NetConn() // gorilla's reader has nothing left over: there were no events yet
+		_ = raw.SetDeadline(time.Now().Add(patience))
+		inserted := make(chan struct{})
+		go func() {
+			defer close(inserted)
+			big := grade(17)
+			big.Payload = textOf(100 << 10)
+			for range 40 {
+				w.Insert(grade(17), big, grade(17))
+				_, _ = raw.Write(rawFrame(0x89, "ping")) // may come after the end
+			}
+			_, _ = raw.Write(rawFrame(0x82, "binary")) // and this is the end
+		}()
+		all, err := io.ReadAll(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-inserted
+		kinds := frames(t, all)
+		last := len(kinds) - 1
+		if last < 0 || kinds[last] != 0x88 || bytes.IndexByte(kinds, 0x88) != last {
+			t.Fatalf("the frames were %x: the close frame must be the last", kinds)
+		}
+		if !bytes.Contains(kinds, []byte{0x8a}) {
+			t.Errorf("no pong among %d frames", len(kinds))
+		}
+	}
+}
+
+// frames splits what the server wrote into frames and returns their first bytes.
+func frames(t *testing.T, all []byte) []byte {
+	t.Helper()
+	var kinds []byte
+	for len(all) > 0 {
+		if len(all) < 2 {
+			t.Fatalf("half a frame: %x", all)
+		}
+		length, head := int(all[1]), 2
+		switch {
+		case length == 126 && len(all) >= 4:
+			length, head = int(binary.BigEndian.Uint16(all[2:])), 4
+		case length == 127 && len(all) >= 10:
+			length, head = int(binary.BigEndian.Uint64(all[2:])), 10
+		}
+		if len(all) < head+length {
+			t.Fatalf("a frame of %d bytes was cut after %d", head+length, len(all))
+		}
+		if all[0] == 0x81 && !json.Valid(all[head:head+length]) {
+			t.Fatalf("a text frame is no JSON: %.100q", all[head:head+length])
+		}
+		kinds, all = append(kinds, all[0]), all[head+length:]
+	}
+	return kinds
+}
