@@ -17,7 +17,7 @@ import (
 	"github.com/syncrelay/syncrelay/schema"
 )
 
-func TestMain(m *testing.M) { pgtest.Run(m) }
+func TestMain(m *testing.M) { pgtest.Run(m, removeBinary) }
 
 const testSecret = "a secret of the tests that is long enough"
 

@@ -30,10 +30,17 @@ var shared struct {
 	databases int
 }
 
-// Run runs a package's tests, stops the shared server, and exits:
+// Run runs a package's tests, stops the shared server, calls what is to be done
+// at the end, and exits:
 //
 //	func TestMain(m *testing.M) { pgtest.Run(m) }
-func Run(m *testing.M) { os.Exit(run(m)) }
+func Run(m *testing.M, atEnd ...func()) {
+	status := run(m)
+	for _, do := range atEnd {
+		do()
+	}
+	os.Exit(status)
+}
 
 func run(m *testing.M) int {
 	status := m.Run()
