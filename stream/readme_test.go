@@ -2,7 +2,6 @@ package stream_test
 
 import (
 	"bufio"
-	"fmt"
 	"io"
 	"os"
 	"regexp"
@@ -150,7 +149,7 @@ func TestReadmeListsEveryReasonAsItIs(t *testing.T) {
 		return strconv.Itoa(n)
 	}
 	for _, r := range stream.Reasons() {
-		want = append(want, fmt.Sprintf("| `%s` | %s | %s | %s |", r.Label, number(r.Code), number(r.Status), r.Text))
+		want = append(want, "| `"+r.Label+"` | "+strings.Join([]string{number(r.Code), number(r.Status), r.Text}, " | ")+" |")
 	}
 	var got []string
 	lines := bufio.NewScanner(strings.NewReader(readme(t)))

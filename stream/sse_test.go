@@ -1,7 +1,10 @@
 package stream_test
 
 import (
+	"bufio"
 	"encoding/json"
+	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -233,11 +236,50 @@ func TestStreamsOfClientsThatLeaveAreCleanedUp(t *testing.T) {
 	w.wantMetric(t, `syncrelay_disconnects_total{reason="closed",transport="sse"}`, 1)
 }
 
-func TestAConnectionIsKeptForMoreRequestsAfterARefusal(t *testing.T) {
+func TestAConnectionServesAgainAfterItsStreamHasEnded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	conn, err := net.Dial("tcp", w.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	reader := bufio.NewReader(conn)
+	ask := func(path string) (status int, body string) {
+		t.Helper()
+		if _, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: relay\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		response, err := http.ReadResponse(reader, nil)
+		if err != nil {
+			t.Fatalf("GET %s: %v", path, err)
+		}
+		defer response.Body.Close()
+		all, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatalf("GET %s: %v", path, err)
+		}
+		return response.StatusCode, string(all)
+	}
+	if _, body := ask("/api/events?token=" + sign(t, cadet17, map[string]any{"exp": time.Now().Unix() + 1})); !strings.Contains(body, "token_expired") {
+		t.Errorf("the stream was %q", body)
+	}
+	waitUntil(time.Now().Add(1100 * time.Millisecond)) // the write deadline of the stream's end
+	if status, _ := ask("/healthz"); status != http.StatusOK {
+		t.Errorf("the next request was answered with %d", status)
+	}
+}
+
+func TestOtherAddressesSayWhatThereIs(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, worldOptions{})
 	wantError(t, w.get(t, "/api/eventz", nil), http.StatusNotFound, "not_found")
-	if response := w.get(t, "/", nil); response.StatusCode != http.StatusOK || !strings.HasPrefix(response.Header.Get("Content-Type"), "text/html") {
-		t.Errorf("/: got %s %v", response.Status, response.Header)
+	wantError(t, w.do(t, http.MethodPost, "http://"+w.addr+"/", nil), http.StatusMethodNotAllowed, "method_not_allowed")
+	response := w.get(t, "/", nil)
+	page, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK || !strings.HasPrefix(response.Header.Get("Content-Type"), "text/html") ||
+		!strings.Contains(string(page), "/ws/updates/") || !strings.Contains(string(page), "/api/events") {
+		t.Errorf("/: got %s %v %s", response.Status, response.Header, page)
 	}
 }

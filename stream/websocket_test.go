@@ -299,6 +299,19 @@ func TestFramesThatBreakTheProtocolCloseWith1002(t *testing.T) {
 	}
 }
 
+func TestTheCloseFrameOutlivesWhatTheClientWasStillSending(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	c := w.connect(t, admin)
+	bad := append([]byte{0xff, 0x80, 0, 0, 0, 0}, make([]byte, 100<<10)...)
+	if _, err := c.NetConn().Write(bad); err != nil {
+		t.Fatal(err)
+	}
+	// The relay is done with the connection before this client begins to read.
+	w.wantMetric(t, `syncrelay_disconnects_total{reason="protocol_error",transport="websocket"}`, 1)
+	c.wantClosed(t, 1002, "")
+}
+
 func TestFragmentsWithControlFramesBetweenAreOneMessage(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, worldOptions{})
@@ -396,6 +409,19 @@ func TestAuthFrameRenewsTheIdentityInPlace(t *testing.T) {
 }
 
 func waitUntil(at time.Time) { <-time.After(time.Until(at)) }
+
+func TestARenewedTokenMayEndSooner(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	c := w.connect(t, cadet17)
+	expires := time.Now().Add(2 * time.Second).Truncate(time.Second)
+	c.send(t, `{"type":"auth","token":"`+sign(t, cadet17, jwt.MapClaims{"exp": expires.Unix()})+`"}`)
+	nextOf(t, c, "connection_established")
+	c.wantClosed(t, 4001, "token expired")
+	if late := time.Since(expires); late > time.Second {
+		t.Errorf("closed %s after the token's end", late)
+	}
+}
 
 func TestAuthFrameOfAnotherUserCloses(t *testing.T) {
 	t.Parallel()

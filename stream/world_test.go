@@ -170,7 +170,8 @@ func parse(t testing.TB, text []byte) message {
 
 func decode(text []byte) (message, error) {
 	m := message{text: string(text)}
-	return m, json.Unmarshal(text, &m)
+	err := json.Unmarshal(text, &m)
+	return m, err
 }
 
 // client is a client of either transport.
