@@ -38,6 +38,14 @@ func newWorld(t testing.TB) *world {
 	return newWorldAt(t, pgtest.Database(t))
 }
 
+// newWorldWith is newWorld in a database where something is there before.
+func newWorldWith(t testing.TB, sql string) *world {
+	t.Helper()
+	databaseURL := pgtest.Database(t)
+	openWorld(t, databaseURL).exec(sql)
+	return newWorldAt(t, databaseURL)
+}
+
 func newWorldAt(t testing.TB, databaseURL string) *world {
 	t.Helper()
 	ctx := t.Context()

@@ -103,12 +103,22 @@ func (l *log) append(events []*Event) {
 	}
 }
 
-// retain tells the log what retention left.
+// retain tells the log what retention left. What is deleted from the journal is
+// not kept in memory either.
 func (l *log) retain(oldest, deleted int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.extent.Oldest = oldest
 	l.extent.Deleted = max(l.extent.Deleted, deleted)
+	if oldest == 0 {
+		oldest = deleted + 1 // nothing is left up to there
+	}
+	for l.ring.count > 0 && l.ring.at(0).ID < oldest {
+		l.ring.dropOldest()
+	}
+	if l.extent.Oldest == 0 && l.ring.count > 0 {
+		l.extent.Oldest = l.ring.at(0).ID // it came since the journal was asked
+	}
 }
 
 // Extent is what the log spans now.
