@@ -1,0 +1,35 @@
+package schema_test
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/syncrelay/syncrelay/outbox/localpg/pgtest"
+)
+
+func TestStatementsOfTheReadmeRun(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(string(text), -1)
+	if len(blocks) < 3 {
+		t.Fatalf("only %d blocks of SQL were found", len(blocks))
+	}
+	u := pgtest.Database(t)
+	migrate(t, u)
+	conn := connect(t, u)
+	for _, block := range blocks {
+		for statement := range strings.SplitSeq(block[1], ";\n") {
+			if strings.TrimSpace(statement) != "" {
+				exec(t, conn, statement)
+			}
+		}
+	}
+	if n := value(t, conn, `SELECT count(*)::text FROM sync_events`); n != "7" {
+		t.Errorf("the statements wrote %s rows, want 7", n)
+	}
+}
