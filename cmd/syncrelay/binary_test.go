@@ -180,7 +180,7 @@ func TestTransactionOf300000RowsIsDeliveredWholeInLittleMemory(t *testing.T) {
 			}
 			events := f.got()
 			if len(events) != rows {
-				counts[i] <- fmt.Errorf("over %s came %d events (%v)", transport, len(events), f.failed())
+				counts[i] <- fmt.Errorf("over %s came %d events: %w", transport, len(events), f.failed())
 				return
 			}
 			for k, e := range events {
@@ -419,7 +419,7 @@ func TestDevShowsEventsAndLeavesNothingBehind(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(home) })
-	if err := os.Chmod(home, 0o777); err != nil { //nolint:gosec // Postgres may run as another user
+	if err := os.Chmod(home, 0o777); err != nil {
 		t.Fatal(err)
 	}
 	args := []string{"dev", "--address", "127.0.0.1:0", "--ops-address", "127.0.0.1:0"}

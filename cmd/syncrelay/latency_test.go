@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -50,7 +49,7 @@ func BenchmarkCommitToClient(b *testing.B) {
 			b.ReportMetric(at(50), "median-ms")
 			b.ReportMetric(at(99), "p99-ms")
 			b.ReportMetric(0, "ns/op")
-			b.Log(fmt.Sprintf("%s: %d rows, median %.3f ms, 99 %% %.3f ms", transport, b.N, at(50), at(99)))
+			b.Logf("%s: %d rows, median %.3f ms, 99 %% %.3f ms", transport, b.N, at(50), at(99))
 		})
 	}
 }
