@@ -113,18 +113,29 @@ func unreachable(err error, c *pgx.ConnConfig) error {
 	if !errors.As(err, &connect) {
 		return err
 	}
-	cause := err
-	for {
-		next := errors.Unwrap(cause)
-		if next == nil {
-			break
-		}
-		cause = next
-	}
 	return &Problem{
-		What:  fmt.Sprintf("the database at %s:%d can't be reached: %v", c.Host, c.Port, cause),
+		What:  fmt.Sprintf("the database at %s:%d can't be reached: %v", c.Host, c.Port, root(err)),
 		Mend:  "start it, or correct database.url",
 		Cause: err,
+	}
+}
+
+// root is the innermost error; of several addresses that were tried, the last's.
+func root(err error) error {
+	for {
+		var next error
+		switch e := err.(type) { //nolint:errorlint // the chain is walked by hand
+		case interface{ Unwrap() []error }:
+			if all := e.Unwrap(); len(all) > 0 {
+				next = all[len(all)-1]
+			}
+		default:
+			next = errors.Unwrap(err)
+		}
+		if next == nil {
+			return err
+		}
+		err = next
 	}
 }
 
