@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/syncrelay/syncrelay/relay"
 )
@@ -95,8 +96,8 @@ func rowColumns(otherwise string) string {
 // scanRow reads rowColumns and what follows them.
 func (t table) scanRow(rows pgx.Rows, row *relay.Row, more ...any) error {
 	var cadet *int64
-	var users []*int64
-	var roles []*string
+	var users pgtype.FlatArray[*int64]
+	var roles pgtype.FlatArray[*string]
 	*row = relay.Row{}
 	into := append([]any{&row.ID, &row.Type, &cadet, &users, &roles, &row.Payload, &row.CreatedAt}, more...)
 	if err := rows.Scan(into...); err != nil {
@@ -105,7 +106,7 @@ func (t table) scanRow(rows pgx.Rows, row *relay.Row, more ...any) error {
 	if cadet != nil {
 		row.CadetID, row.HasCadet = *cadet, true
 	}
-	row.UserIDs, row.Roles = present(users), present(roles)
+	row.UserIDs, row.Roles = present(users, nil), present(roles, nil)
 	if row.Payload != nil {
 		var err error
 		if row.Payload, err = payload(t.payloadType, false, row.Payload); err != nil {
@@ -113,15 +114,4 @@ func (t table) scanRow(rows pgx.Rows, row *relay.Row, more ...any) error {
 		}
 	}
 	return nil
-}
-
-// present leaves an array's NULLs out.
-func present[T any](elements []*T) []T {
-	var kept []T
-	for _, e := range elements {
-		if e != nil {
-			kept = append(kept, *e)
-		}
-	}
-	return kept
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -18,6 +19,8 @@ type Journal struct {
 	o      Options
 	logger *slog.Logger
 	pool   *pgxpool.Pool // for reading back
+	// session is the server process of this relay's last tenure, 0 for none.
+	session atomic.Uint32
 
 	mu    sync.Mutex
 	table table // as last looked up; its name is nil before

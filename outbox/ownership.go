@@ -55,7 +55,16 @@ func (j *Journal) acquire(ctx context.Context, conn *pgx.Conn, wait func(reason 
 		return nil, fmt.Errorf("ask for the ownership: %w", err)
 	}
 	for !free {
-		wait(describeOwner(ctx, conn))
+		pid, owner := findOwner(ctx, conn)
+		if pid != 0 && pid == j.session.Load() {
+			// It is a session of this very process, whose connection broke in a way
+			// that the server has not noticed yet.
+			if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_terminate_backend($1, $2)`, pid, operationTimeout.Milliseconds()); err != nil {
+				return nil, fmt.Errorf("end this relay's own earlier session: %w", err)
+			}
+		} else {
+			wait(owner)
+		}
 		_, err := conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_lock($1, $2)`, lockClass, lockOwner)
 		switch {
 		case err == nil:
@@ -75,24 +84,24 @@ func (j *Journal) acquire(ctx context.Context, conn *pgx.Conn, wait func(reason 
 	j.mu.Lock()
 	j.table = tab
 	j.mu.Unlock()
+	j.session.Store(conn.PgConn().PID())
 	t.keepAlive()
 	return t, nil
 }
 
-const findOwner = `
+const ownerQuery = `
 SELECT l.pid, coalesce(host(a.client_addr), 'a local socket'), a.backend_start
   FROM pg_catalog.pg_locks l
   JOIN pg_catalog.pg_stat_activity a USING (pid)
  WHERE l.locktype = 'advisory' AND l.classid = $1 AND l.objid = $2 AND l.granted
    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())`
 
-// describeOwner says who the owner is, as well as this role may know it.
-func describeOwner(ctx context.Context, conn *pgx.Conn) string {
-	var pid int
+// findOwner says which session the owner's is, as well as this role may know it.
+func findOwner(ctx context.Context, conn *pgx.Conn) (pid uint32, description string) {
 	var from string
 	var since time.Time
-	if err := conn.QueryRow(ctx, findOwner, lockClass, lockOwner).Scan(&pid, &from, &since); err != nil {
-		return "another relay owns this database"
+	if err := conn.QueryRow(ctx, ownerQuery, lockClass, lockOwner).Scan(&pid, &from, &since); err != nil {
+		return 0, "another relay owns this database"
 	}
-	return fmt.Sprintf("another relay owns this database: server process %d, from %s, since %s", pid, from, since.UTC().Format(time.RFC3339))
+	return pid, fmt.Sprintf("another relay owns this database: server process %d, from %s, since %s", pid, from, since.UTC().Format(time.RFC3339))
 }

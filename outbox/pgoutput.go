@@ -208,8 +208,12 @@ func (d *decoder) insert(b []byte, committed time.Time) (*relay.Row, error) {
 		if kind == 'b' {
 			format = pgtype.BinaryFormatCode
 		}
-		if err := d.set(col, format, value); err != nil {
-			return nil, fmt.Errorf("a row of %s: %w", rel.name, err)
+		switch err := d.set(col, format, value); {
+		case err != nil && col.field == fieldID:
+			return nil, fmt.Errorf("the id of a row of %s: %w", rel.name, err)
+		case err != nil:
+			// One row that nobody can read must not keep all others back.
+			d.row.Fault = err
 		}
 	}
 	if r.err != nil {
@@ -272,17 +276,21 @@ func (d *decoder) integer(oid uint32, format int16, value []byte) (int64, error)
 
 // scanArray decodes an array and leaves its NULLs out: they name nobody.
 func scanArray[T any](types *pgtype.Map, oid uint32, format int16, value []byte, into []T) ([]T, error) {
-	var elements []*T
+	var elements pgtype.FlatArray[*T] // Postgres does not fix an array's dimensions
 	if err := types.Scan(oid, format, value, &elements); err != nil {
 		return nil, err
 	}
-	into = into[:0]
+	return present(elements, into[:0]), nil
+}
+
+// present appends an array's elements that are not NULL.
+func present[T any](elements pgtype.FlatArray[*T], into []T) []T {
 	for _, e := range elements {
 		if e != nil {
 			into = append(into, *e)
 		}
 	}
-	return into, nil
+	return into
 }
 
 // jsonbVersion is the first byte of a jsonb value in binary form.

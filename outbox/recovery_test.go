@@ -4,7 +4,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/syncrelay/syncrelay/outbox"
 	"github.com/syncrelay/syncrelay/outbox/localpg"
 	"github.com/syncrelay/syncrelay/outbox/localpg/pgtest"
 	"github.com/syncrelay/syncrelay/relay"
@@ -201,4 +200,17 @@ func TestTransactionJournaledInPartIsNotRepeated(t *testing.T) {
 	}
 }
 
-var _ = outbox.Row{}
+func TestArraysOfAnyShapeAreNoPoison(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.start(relay.Options{RingEvents: 1})
+	c := relaytest.Connect(t, r.Relay, relay.Identity{UserID: 4, Role: "b"}, relay.Start{})
+	w.exec(`INSERT INTO sync_events (event_type, user_ids) VALUES ('x', '{{1,2},{3,4}}'), ('x', '[5:6]={4,NULL}')`)
+	w.exec(`INSERT INTO sync_events (event_type, roles) VALUES ('x', '{{a},{b}}'), ('x', '{}')`)
+	w.exec(`INSERT INTO sync_events (event_type, roles) VALUES ('x', '{*}')`)
+	got(t, c, 4)
+	replayed := relaytest.Connect(t, r.Relay, relay.Identity{UserID: 4, Role: "b"}, relay.Start{Resume: true})
+	if ids, live := got(t, replayed, 4), c.Got(); !slices.Equal(ids, live) {
+		t.Errorf("a replay brings %v, live came %v", ids, live)
+	}
+}

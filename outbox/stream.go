@@ -85,13 +85,31 @@ func (s *stream) judge(err error) error {
 
 // Close is part of relay.Stream.
 func (s *stream) Close(confirm relay.LSN) {
-	if s.streaming && confirm > s.confirmed && !s.conn.IsClosed() {
-		_ = s.conn.Conn().SetReadDeadline(time.Time{})
-		if err := s.status(confirm, false); err != nil {
+	if s.streaming && confirm != 0 && !s.conn.IsClosed() {
+		if err := s.finish(confirm); err != nil {
 			s.logger.Debug("the slot's last position could not be confirmed", "error", err)
 		}
 	}
 	closeConn(s.conn)
+}
+
+// farewell bounds the orderly end of a stream.
+const farewell = 2 * time.Second
+
+// finish confirms a position and ends the stream in order. Closing the
+// connection while the server's data is on its way could reset it, and the
+// server would not get to read what was confirmed.
+func (s *stream) finish(confirm relay.LSN) error {
+	if err := s.conn.Conn().SetDeadline(time.Now().Add(farewell)); err != nil {
+		return fmt.Errorf("set the connection's deadline: %w", err)
+	}
+	if err := s.status(confirm, false); err != nil {
+		return err
+	}
+	if _, err := pglogrepl.SendStandbyCopyDone(context.Background(), s.conn); err != nil {
+		return fmt.Errorf("end the stream: %w", err)
+	}
+	return nil
 }
 
 // status tells the server what was received and what is safe.

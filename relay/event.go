@@ -32,6 +32,9 @@ type Row struct {
 	// what is outside of them (infinity is) is sent as their first or last
 	// moment.
 	CreatedAt time.Time
+	// Fault, if not nil, says what of the row can't be read. It is given an ID,
+	// so that the order is kept, and is sent to nobody.
+	Fault error
 }
 
 // Event is a row that has been given an event ID, encoded. It is shared by
@@ -97,11 +100,13 @@ func NewEvent(id int64, row *Row, committed time.Time) *Event {
 		ID: id, RowID: row.ID, Type: row.Type,
 		CreatedAt: row.CreatedAt, CommittedAt: committed,
 	}
-	if !ReservedType(row.Type) && row.Type != TypeSessionRevoked {
+	switch {
+	case row.Fault != nil || ReservedType(row.Type):
+	case row.Type == TypeSessionRevoked:
+		e.Audience.revoked = append([]int64(nil), row.UserIDs...)
+	default:
 		e.Audience = RowAudience(row)
 		e.groups = e.Audience.Groups()
-	} else if row.Type == TypeSessionRevoked {
-		e.Audience.revoked = append([]int64(nil), row.UserIDs...)
 	}
 	e.encode(row)
 	return e

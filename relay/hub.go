@@ -45,7 +45,7 @@ func (h *hub) publish(events []*Event) {
 		for _, user := range e.Audience.revoked {
 			if m := h.groups[UserGroup(user)]; m != nil {
 				for _, s := range m.subs {
-					s.revoke()
+					s.finish(ErrRevoked)
 				}
 			}
 		}
@@ -61,6 +61,17 @@ func (h *hub) reset(head int64) {
 	if all := h.groups[Everyone]; all != nil {
 		for _, s := range all.subs {
 			s.fallBack()
+		}
+	}
+}
+
+// end ends all subscribers.
+func (h *hub) end(cause error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if all := h.groups[Everyone]; all != nil {
+		for _, s := range all.subs {
+			s.finish(cause)
 		}
 	}
 }

@@ -15,7 +15,8 @@ type log struct {
 	mu     sync.RWMutex
 	ring   ring
 	extent Extent
-	open   bool // the head is known
+	open   bool // the head is known, and moves
+	begun  bool // the head was known once
 }
 
 // Extent is what the log spans.
@@ -54,13 +55,20 @@ func newLog(reader JournalReader, maxEvents, maxBytes, maxReads int) *log {
 	}
 }
 
+// close takes no more subscribers until the next tenure.
+func (l *log) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open = false
+}
+
 // holds reports whether the log has everything up to id, the last event that
 // the journal remembers. It may have more: a crash of the server may have taken
 // from the journal what this process has shown.
 func (l *log) holds(id int64) bool {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	return l.open && l.extent.Head >= id
+	return l.begun && l.extent.Head >= id
 }
 
 // resume tells the log its extent when a tenure goes on where this process was.
@@ -68,7 +76,7 @@ func (l *log) resume(x Extent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	x.Head = max(x.Head, l.extent.Head)
-	l.extent = x
+	l.extent, l.open = x, true
 }
 
 // reset tells the log its extent when a tenure begins with what the journal
@@ -86,7 +94,7 @@ func (l *log) reset(x Extent, newest []*Event) int64 {
 		l.ring.append(e)
 	}
 	x.Head = max(x.Head, l.extent.Head)
-	l.extent, l.open = x, true
+	l.extent, l.open, l.begun = x, true, true
 	return x.Head
 }
 

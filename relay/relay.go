@@ -100,6 +100,8 @@ type Relay struct {
 	mu     sync.Mutex
 	status Status
 	seen   LSN // the furthest position that any stream has brought
+	// reported is when an error was last logged by report.
+	reported time.Time
 }
 
 type batchLimits struct{ events, bytes int }
@@ -181,10 +183,22 @@ func (r *Relay) Status() Status {
 	return s
 }
 
+// reportInterval keeps a fault that many subscribers meet at once from
+// becoming as many lines of the log. All are counted.
+const reportInterval = time.Second
+
 // report logs and counts an error where it is handled.
 func (r *Relay) report(component string, err error) {
-	r.logger.Error("error in "+component, "component", component, "error", err)
 	r.observer.Failed(component)
+	r.mu.Lock()
+	due := time.Since(r.reported) >= reportInterval
+	if due {
+		r.reported = time.Now()
+	}
+	r.mu.Unlock()
+	if due {
+		r.logger.Error("error in "+component, "component", component, "error", err)
+	}
 }
 
 // Retained tells the relay what retention has left of the log: the oldest event,

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/syncrelay/syncrelay/relay"
 	"github.com/syncrelay/syncrelay/relay/relaytest"
@@ -201,5 +202,34 @@ func TestRestartGoesOnWithTheNextIDAndRepeatsNothing(t *testing.T) {
 		waitFor(t, c, span(1, 3+2*round)...)
 		stop()
 		w.Commit(grade(17)) // while it is down
+	}
+}
+
+func TestRowThatCannotBeReadIsNumberedAndNotSent(t *testing.T) {
+	t.Parallel()
+	r := relaytest.New(t, relay.Options{})
+	c := relaytest.Connect(t, r.Relay, admin, relay.Start{})
+	r.Insert(relay.Row{Type: "x", Fault: errors.New("what is this")}, relay.Row{Type: "x"})
+	waitFor(t, c, 2)
+}
+
+func TestClientsOfARelayThatLostTheOwnershipAreSentElsewhere(t *testing.T) {
+	t.Parallel()
+	r := relaytest.New(t, relay.Options{Retry: func(int) time.Duration { return time.Millisecond }, FlushInterval: 5 * time.Millisecond})
+	c := relaytest.Connect(t, r.Relay, admin, relay.Start{})
+	r.Insert(grade(17))
+	waitFor(t, c, 1)
+	other := relay.New(relay.Options{Source: r.World.Source(), Journal: r.World.Journal()})
+	r.World.Depose() // its session ended, and another relay was quicker
+	relaytest.Run(t, other)
+	relaytest.Wait(t, "one relay streams and the other is a standby", func() bool {
+		return r.Status().Phase == relay.Standby && other.Status().Phase == relay.Streaming ||
+			other.Status().Phase == relay.Standby && r.Status().Phase == relay.Streaming
+	})
+	if r.Status().Phase == relay.Standby {
+		relaytest.Wait(t, "the client's end", func() bool { return errors.Is(c.Ended(), relay.ErrNotServing) })
+		if _, err := r.Subscribe(admin, nil, relay.Start{}); !errors.Is(err, relay.ErrNotServing) {
+			t.Errorf("the standby took a subscriber: %v", err)
+		}
 	}
 }

@@ -57,7 +57,7 @@ func (r *Relay) Run(ctx context.Context) error {
 // tenure is one time as the owner, from waiting for it to its end. streamed
 // tells that it got as far as streaming.
 func (r *Relay) tenure(ctx context.Context) (streamed bool, err error) {
-	t, err := r.journal.Acquire(ctx, func(reason string) { r.phase(Standby, reason) })
+	t, err := r.journal.Acquire(ctx, r.standBy)
 	if err != nil {
 		return false, fmt.Errorf("become the owner: %w", err)
 	}
@@ -88,6 +88,14 @@ func (r *Relay) tenure(ctx context.Context) (streamed bool, err error) {
 		r.logger.Warn("the journal could not be flushed at the end: the next start reads a little again", "error", err)
 	}
 	return true, nil
+}
+
+// standBy is told that another relay is the owner. Clients who are still here
+// from an earlier tenure would wait for events that only the owner has.
+func (r *Relay) standBy(reason string) {
+	r.phase(Standby, reason)
+	r.log.close()
+	r.hub.end(ErrNotServing)
 }
 
 // begin decides what the tenure goes on from, saves it, and tells the log.
@@ -298,9 +306,12 @@ func (r *Relay) phase(p Phase, reason string) {
 	r.status.Phase, r.status.Reason = p, reason
 }
 
-// rejected is told of a row whose type the protocol uses itself.
+// rejected is told of a row that is sent to nobody.
 func (r *Relay) rejected(row *Row) {
 	r.observer.Failed("row")
-	r.logger.Warn("a row is not sent because its event_type is reserved or empty",
-		"row_id", row.ID, "event_type", row.Type)
+	reason := "its event_type is empty or a word of the protocol"
+	if row.Fault != nil {
+		reason = row.Fault.Error()
+	}
+	r.logger.Warn("a row is not sent", "row_id", row.ID, "event_type", row.Type, "reason", reason)
 }

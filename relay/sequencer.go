@@ -74,7 +74,7 @@ func (q *sequencer) Row(row *Row) {
 // add gives a row the next ID. ruled is the time by which the floors apply.
 func (q *sequencer) add(row *Row, at Position, committed, ruled time.Time) {
 	q.lastID = nextID(q.lastID, q.floors, ruled)
-	if ReservedType(row.Type) {
+	if row.Fault != nil || ReservedType(row.Type) {
 		q.rejected(row)
 	}
 	e := NewEvent(q.lastID, row, committed)

@@ -21,9 +21,9 @@ type Sink interface {
 	// [Subscriber.Post]. An error ends the subscriber.
 	Control(m Control) error
 	// End is called once when the subscriber ends for another reason than
-	// [Subscriber.Close]: with the error of Events or Control, or with
-	// [ErrRevoked]. It must not call Close itself, but see to it that it is
-	// called.
+	// [Subscriber.Close]: with the error of Events or Control, with
+	// [ErrRevoked], or with [ErrNotServing] when another relay has become the
+	// owner. It must not call Close itself, but see to it that it is called.
 	End(cause error)
 }
 
@@ -203,8 +203,8 @@ func (s *Subscriber) shut() {
 	s.queue, s.controls, s.replays = nil, nil, nil
 }
 
-// revoke ends the subscriber because its session is no longer valid.
-func (s *Subscriber) revoke() {
+// finish ends the subscriber from the relay's side.
+func (s *Subscriber) finish(cause error) {
 	s.mu.Lock()
 	already := s.closed
 	s.shut()
@@ -212,7 +212,7 @@ func (s *Subscriber) revoke() {
 	if !already {
 		go func() {
 			s.relay.hub.leave(s)
-			s.sink.End(ErrRevoked)
+			s.sink.End(cause)
 		}()
 	}
 }

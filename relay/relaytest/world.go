@@ -81,6 +81,15 @@ func (w *World) Commit(rows ...relay.Row) []int64 {
 	return ids
 }
 
+// Depose ends the owner's session, as a broken connection does.
+func (w *World) Depose() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.owned = false
+	w.tenure++
+	w.notify()
+}
+
 // Source is the world's source.
 func (w *World) Source() relay.Source { return source{w} }
 
