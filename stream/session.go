@@ -165,6 +165,8 @@ func (s *session) End(cause error) {
 	switch {
 	case errors.Is(cause, relay.ErrRevoked):
 		s.end(reasonRevoked, "")
+	case errors.Is(cause, relay.ErrNotServing): // another relay has become the owner
+		s.end(reasonUnavailable, "")
 	case errors.Is(cause, os.ErrDeadlineExceeded):
 		s.end(reasonSlow, "")
 	case errors.Is(cause, errEncode):
