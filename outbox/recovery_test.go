@@ -214,3 +214,14 @@ func TestArraysOfAnyShapeAreNoPoison(t *testing.T) {
 		t.Errorf("a replay brings %v, live came %v", ids, live)
 	}
 }
+
+func TestSlotFollowsAFailoverWhereTheServerKnowsHow(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.start(relay.Options{})
+	// to_jsonb, because the column is not there before version 17.
+	failover := w.query(`SELECT coalesce(to_jsonb(s)->>'failover', 'unknown') FROM pg_replication_slots s WHERE slot_name = $1`, w.options.Slot)[0]
+	if want := map[bool]string{true: "true", false: "unknown"}[pgtest.Server(t).Version() >= 17]; failover != want {
+		t.Errorf("failover of the slot is %s, want %s", failover, want)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -233,9 +234,18 @@ func (a *attachment) replaceSlot(ctx context.Context, st *stream, reason string)
 	return nil
 }
 
+// failoverSince is the first major version whose slots can follow a failover:
+// standbys that are set up for it keep a copy of them.
+const failoverSince = 17
+
 func createSlot(ctx context.Context, conn *pgconn.PgConn, name string) (pglogrepl.CreateReplicationSlotResult, error) {
+	options := `SNAPSHOT 'export'`
+	number, _, _ := strings.Cut(conn.ParameterStatus("server_version"), ".")
+	if major, err := strconv.Atoi(number); err == nil && major >= failoverSince {
+		options += `, FAILOVER true`
+	}
 	return pglogrepl.ParseCreateReplicationSlot(conn.Exec(ctx,
-		fmt.Sprintf(`CREATE_REPLICATION_SLOT %s LOGICAL pgoutput (SNAPSHOT 'export')`, quote(name))))
+		fmt.Sprintf(`CREATE_REPLICATION_SLOT %s LOGICAL pgoutput (%s)`, quote(name), options)))
 }
 
 // tellWhileWaiting logs that making a slot waits for the transactions that were
