@@ -8,6 +8,7 @@ DO $do$
 DECLARE
   home    text;
   outbox  text;
+  about   record;
 BEGIN
   SELECT quote_ident(n.nspname), quote_ident(n.nspname) || '.' || quote_ident(c.relname) INTO home, outbox
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = 'sync_events'::regclass;
@@ -29,36 +30,23 @@ BEGIN
     $body$ $f$, home, outbox);
   EXECUTE format($f$ COMMENT ON FUNCTION %s.broadcast_sync_event IS 'Writes a sync event of any type; returns the row''s id.' $f$, home);
 
-  EXECUTE format($f$
-    CREATE FUNCTION %1$s.broadcast_grade_update(cadet_id bigint, grade_data jsonb)
-    RETURNS bigint LANGUAGE plpgsql AS $body$
-    BEGIN
-      IF $1 IS NULL THEN
-        RAISE EXCEPTION 'cadet_id is NULL: a grade update is about a cadet' USING ERRCODE = 'null_value_not_allowed';
-      END IF;
-      RETURN %1$s.broadcast_sync_event('grade_update', $2, $1);
-    END
-    $body$ $f$, home);
-  EXECUTE format($f$
-    CREATE FUNCTION %1$s.broadcast_attendance_update(cadet_id bigint, attendance_data jsonb)
-    RETURNS bigint LANGUAGE plpgsql AS $body$
-    BEGIN
-      IF $1 IS NULL THEN
-        RAISE EXCEPTION 'cadet_id is NULL: an attendance update is about a cadet' USING ERRCODE = 'null_value_not_allowed';
-      END IF;
-      RETURN %1$s.broadcast_sync_event('attendance_update', $2, $1);
-    END
-    $body$ $f$, home);
-  EXECUTE format($f$
-    CREATE FUNCTION %1$s.broadcast_exam_score_update(cadet_id bigint, exam_data jsonb)
-    RETURNS bigint LANGUAGE plpgsql AS $body$
-    BEGIN
-      IF $1 IS NULL THEN
-        RAISE EXCEPTION 'cadet_id is NULL: an exam score update is about a cadet' USING ERRCODE = 'null_value_not_allowed';
-      END IF;
-      RETURN %1$s.broadcast_sync_event('exam_score_update', $2, $1);
-    END
-    $body$ $f$, home);
+  FOR about IN
+    SELECT * FROM (VALUES ('grade_update',      'grade_data',      'a grade update'),
+                          ('attendance_update', 'attendance_data', 'an attendance update'),
+                          ('exam_score_update', 'exam_data',       'an exam score update')) v(type, data, words)
+  LOOP
+    EXECUTE format($f$
+      CREATE FUNCTION %1$s.broadcast_%2$s(cadet_id bigint, %3$s jsonb)
+      RETURNS bigint LANGUAGE plpgsql AS $body$
+      BEGIN
+        IF $1 IS NULL THEN
+          RAISE EXCEPTION 'cadet_id is NULL: %4$s is about a cadet' USING ERRCODE = 'null_value_not_allowed';
+        END IF;
+        RETURN %1$s.broadcast_sync_event('%2$s', $2, $1);
+      END
+      $body$ $f$, home, about.type, about.data, about.words);
+  END LOOP;
+
   EXECUTE format($f$
     CREATE FUNCTION %1$s.broadcast_notification(user_id bigint, notification jsonb)
     RETURNS bigint LANGUAGE plpgsql AS $body$
