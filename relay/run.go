@@ -79,15 +79,27 @@ func (r *Relay) tenure(ctx context.Context) (streamed bool, err error) {
 			return false, fmt.Errorf("read the backlog: %w", err)
 		}
 	}
-	if err := r.stream(ctx, t, stream, state); ctx.Err() == nil {
+	received, err := r.stream(ctx, t, stream, state)
+	if ctx.Err() == nil {
 		return true, err
 	}
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
-	defer cancel()
-	if confirm, err = t.End(end); err != nil {
+	if confirm, err = r.end(ctx, t, received); err != nil {
 		r.logger.Warn("the journal could not be flushed at the end: the next start reads a little again", "error", err)
 	}
 	return true, nil
+}
+
+// end ends a tenure in order. received is the position up to which everything is
+// journaled. It returns the one up to which the slot may be confirmed.
+func (r *Relay) end(ctx context.Context, t Tenure, received LSN) (LSN, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	if received > 0 {
+		if err := t.Advance(ctx, received); err != nil {
+			return 0, err
+		}
+	}
+	return t.End(ctx)
 }
 
 // standBy is told that another relay is the owner. Clients who are still here
@@ -178,8 +190,9 @@ func (r *Relay) recover(ctx context.Context, t Tenure, stream Stream, state Stat
 }
 
 // stream takes in what the slot brings until the context ends or something
-// breaks.
-func (r *Relay) stream(ctx context.Context, t Tenure, stream Stream, state State) error {
+// breaks. It returns the position up to which all that was received is
+// journaled, 0 if something was received that is not.
+func (r *Relay) stream(ctx context.Context, t Tenure, stream Stream, state State) (LSN, error) {
 	r.phase(CatchingUp, "reading what was written while no relay was streaming")
 	q := newSequencer(state, stream.Info().WALEnd, r.batch, r.rejected)
 	ctx, stop := context.WithCancelCause(ctx)
@@ -195,7 +208,7 @@ func (r *Relay) stream(ctx context.Context, t Tenure, stream Stream, state State
 	err := r.commit(ctx, t, q)
 	stop(err)
 	<-done
-	return err
+	return q.idleAt(), err
 }
 
 // advanceAfter is how many bytes of log without an event of ours are let pass

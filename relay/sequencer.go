@@ -86,8 +86,18 @@ func (q *sequencer) add(row *Row, at Position, committed, ruled time.Time) {
 	if q.full == nil && (len(q.batch.Events) >= q.limits.events || q.bytes >= q.limits.bytes) {
 		q.full = make(chan struct{})
 	}
-	q.signal()
+	// Mostly the whole transaction is journaled at once: its end is right behind
+	// its rows. One of many rows must not wait for its end.
+	if len(q.batch.Events) >= wholeEvents || q.bytes >= wholeBytes {
+		q.signal()
+	}
 }
+
+// From this size on a transaction is journaled in parts.
+const (
+	wholeEvents = 256
+	wholeBytes  = 1 << 20
+)
 
 // nextID is the assignment: one up, and above every floor that applies.
 func nextID(last int64, floors []Floor, committed time.Time) int64 {
@@ -104,6 +114,9 @@ func (q *sequencer) End(end LSN) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.inTx = false
+	if len(q.batch.Events) > 0 {
+		q.signal()
+	}
 	q.reach(end)
 }
 

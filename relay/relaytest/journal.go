@@ -7,19 +7,29 @@ import (
 	"github.com/syncrelay/syncrelay/relay"
 )
 
-type journal struct{ w *World }
+type journal struct {
+	w    *World
+	life *Life
+}
 
 // Acquire is part of [relay.Journal].
 func (j journal) Acquire(ctx context.Context, wait func(string)) (relay.Tenure, error) {
 	w := j.w
 	for {
 		w.mu.Lock()
-		if !w.owned {
-			w.owned = true
-			w.tenure++
-			t := &tenure{w: w, number: w.tenure, state: w.state}
-			t.state.Floors = slices.Clone(w.state.Floors)
+		if err := j.life.step("acquire"); err != nil {
 			w.mu.Unlock()
+			return nil, err
+		}
+		if w.owner == nil {
+			w.owner = j.life
+			w.tenure++
+			t := &tenure{w: w, life: j.life, number: w.tenure, state: w.journal.clone().state}
+			err := j.life.step("acquired")
+			w.mu.Unlock()
+			if err != nil {
+				return nil, err
+			}
 			return t, nil
 		}
 		changed := w.changed
@@ -37,8 +47,11 @@ func (j journal) Acquire(ctx context.Context, wait func(string)) (relay.Tenure, 
 func (j journal) Read(_ context.Context, after, through int64, groups []relay.Group, limit int) ([]*relay.Event, int64, error) {
 	j.w.mu.Lock()
 	defer j.w.mu.Unlock()
+	if err := j.life.step("read"); err != nil {
+		return nil, 0, err
+	}
 	var page []*relay.Event
-	for _, e := range j.w.entries {
+	for _, e := range j.w.journal.entries {
 		if e.ID <= after || e.ID > through || !intersect(e, groups) {
 			continue
 		}
@@ -51,24 +64,29 @@ func (j journal) Read(_ context.Context, after, through int64, groups []relay.Gr
 }
 
 func intersect(e *relay.Event, groups []relay.Group) bool {
-	return slices.ContainsFunc(e.Audience.Groups(), func(g relay.Group) bool { return slices.Contains(groups, g) })
+	return slices.ContainsFunc(e.Groups(), func(g relay.Group) bool { return slices.Contains(groups, g) })
 }
 
 // Newest is part of [relay.JournalReader].
 func (j journal) Newest(_ context.Context, limit, maxBytes int) ([]*relay.Event, error) {
 	j.w.mu.Lock()
 	defer j.w.mu.Unlock()
-	from := len(j.w.entries)
+	if err := j.life.step("newest"); err != nil {
+		return nil, err
+	}
+	entries := j.w.journal.entries
+	from := len(entries)
 	for bytes := 0; from > 0 && limit > 0; from, limit = from-1, limit-1 {
-		if bytes += j.w.entries[from-1].Size(); bytes > maxBytes {
+		if bytes += entries[from-1].Size(); bytes > maxBytes {
 			break
 		}
 	}
-	return slices.Clone(j.w.entries[from:]), nil
+	return slices.Clone(entries[from:]), nil
 }
 
 type tenure struct {
 	w      *World
+	life   *Life
 	number int64
 	state  relay.State
 }
@@ -77,47 +95,61 @@ type tenure struct {
 func (t *tenure) State() relay.State { return t.state }
 
 // write does something with the journal, if this is still the owner.
-func (t *tenure) write(change func(*World)) error {
+func (t *tenure) write(step string, durable bool, change func(*book)) error {
 	t.w.mu.Lock()
 	defer t.w.mu.Unlock()
-	if t.number != t.w.tenure || !t.w.owned {
+	if err := t.life.step(step); err != nil {
+		return err
+	}
+	if t.number != t.w.tenure || t.w.owner != t.life {
 		return relay.ErrFenced
 	}
-	change(t.w)
-	return nil
+	change(&t.w.journal)
+	if durable {
+		t.w.disk = t.w.journal.clone()
+	}
+	return t.life.step(step + " done")
 }
 
 // Save is part of [relay.Tenure].
 func (t *tenure) Save(_ context.Context, s relay.State) error {
-	return t.write(func(w *World) { w.state = s })
+	return t.write("save", true, func(b *book) { b.state = s })
 }
 
 // Append is part of [relay.Tenure].
-func (t *tenure) Append(_ context.Context, b *relay.Batch) error {
-	return t.write(func(w *World) {
-		w.entries = append(w.entries, b.Events...)
-		w.state.LastID = b.Events[len(b.Events)-1].ID
-		w.state.High, w.state.Confirmed = b.High, max(w.state.Confirmed, b.Confirm)
-		if w.state.Oldest == 0 {
-			w.state.Oldest = b.Events[0].ID
+func (t *tenure) Append(_ context.Context, batch *relay.Batch) error {
+	return t.write("append", batch.Durable, func(b *book) {
+		b.entries = append(b.entries, batch.Events...)
+		b.state.LastID = batch.Events[len(batch.Events)-1].ID
+		b.state.High, b.state.Confirmed = batch.High, max(b.state.Confirmed, batch.Confirm)
+		if b.state.Oldest == 0 {
+			b.state.Oldest = batch.Events[0].ID
 		}
 	})
 }
 
 // Advance is part of [relay.Tenure].
 func (t *tenure) Advance(_ context.Context, confirm relay.LSN) error {
-	return t.write(func(w *World) { w.state.Confirmed = max(w.state.Confirmed, confirm) })
+	return t.write("advance", false, func(b *book) { b.state.Confirmed = max(b.state.Confirmed, confirm) })
 }
 
-// Flushed is part of [relay.Tenure].
+// Flushed is part of [relay.Tenure]. What was written before the call is on disk
+// at the next one.
 func (t *tenure) Flushed(context.Context) (at relay.LSN, err error) {
-	err = t.write(func(w *World) { at = w.state.Confirmed })
-	return at, err
+	err = t.write("flushed", false, func(*book) {})
+	if err != nil {
+		return 0, err
+	}
+	t.w.mu.Lock()
+	defer t.w.mu.Unlock()
+	at = t.w.disk.state.Confirmed
+	t.w.disk = t.w.journal.clone()
+	return at, nil
 }
 
 // End is part of [relay.Tenure].
 func (t *tenure) End(context.Context) (at relay.LSN, err error) {
-	err = t.write(func(w *World) { w.state.Clean, at = true, w.state.Confirmed })
+	err = t.write("end", true, func(b *book) { b.state.Clean, at = true, b.state.Confirmed })
 	return at, err
 }
 
@@ -125,8 +157,8 @@ func (t *tenure) End(context.Context) (at relay.LSN, err error) {
 func (t *tenure) Close() {
 	t.w.mu.Lock()
 	defer t.w.mu.Unlock()
-	if t.number == t.w.tenure {
-		t.w.owned = false
+	if t.w.owner == t.life && t.number == t.w.tenure {
+		t.w.owner = nil
 		t.w.notify()
 	}
 }

@@ -3,7 +3,9 @@ package relaytest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"sort"
 	"sync"
 	"time"
 
@@ -11,22 +13,38 @@ import (
 )
 
 // World is a model of a database server: a log of committed transactions, one
-// slot, the table of rows, and the journal with its owner.
+// slot, the table of rows, and the journal with its owner. What the journal's
+// asynchronous commits have not brought to disk yet is modelled too, and lost
+// by CrashServer.
 type World struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed and renewed at each change
 
-	server relay.Server
-	end    relay.LSN
-	txs    []transaction
-	nextID int64
+	clock   time.Time // moves with each commit and each start of the server
+	server  relay.Server
+	end     relay.LSN
+	txs     []transaction
+	nextID  int64
+	slot    *slot
+	journal book // as the sessions see it
+	disk    book // as a crash leaves it
+	tenure  int64
+	owner   *Life
+	main    *Life
+	// violations are what should never have happened.
+	violations []string
+}
 
-	slot *slot
-
+// book is what the journal remembers.
+type book struct {
 	state   relay.State
-	tenure  int64 // the fence
-	owned   bool
 	entries []*relay.Event
+}
+
+func (b book) clone() book {
+	b.state.Floors = slices.Clone(b.state.Floors)
+	b.entries = slices.Clone(b.entries)
+	return b
 }
 
 type transaction struct {
@@ -37,16 +55,21 @@ type transaction struct {
 
 type slot struct {
 	confirmed relay.LSN
-	taken     bool
+	holder    *Life
 }
 
 // NewWorld is a server that was just started, with an empty table.
 func NewWorld() *World {
-	return &World{
-		changed: make(chan struct{}),
-		server:  relay.Server{SystemID: "1", Timeline: 1, StartedAt: time.Now().Add(-time.Hour)},
-		end:     1 << 10,
-	}
+	w := &World{changed: make(chan struct{}), clock: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), end: 1 << 10}
+	w.server = relay.Server{SystemID: "1", Timeline: 1, StartedAt: w.tick()}
+	w.main = w.Live(nil)
+	return w
+}
+
+// tick moves the server's clock. w.mu is held.
+func (w *World) tick() time.Time {
+	w.clock = w.clock.Add(time.Millisecond)
+	return w.clock
 }
 
 // notify wakes all who wait for a change. w.mu is held.
@@ -55,11 +78,73 @@ func (w *World) notify() {
 	w.changed = make(chan struct{})
 }
 
+// Life is the life of one relay's process: the sessions that it has, until it is
+// killed.
+type Life struct {
+	w    *World
+	hook func(step string) (crash bool)
+	dead bool
+	died chan struct{}
+}
+
+// ErrDead is what a session of a killed process gives.
+var ErrDead = errors.New("the process is dead")
+
+// Live begins a life. The hook, if not nil, is called before and after each step
+// of the relay's that the world can see, and kills the process by returning
+// true. It must not call the world.
+func (w *World) Live(hook func(step string) (crash bool)) *Life {
+	return &Life{w: w, hook: hook, died: make(chan struct{})}
+}
+
+// Kill ends the life's sessions.
+func (l *Life) Kill() {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	l.kill()
+}
+
+func (l *Life) kill() {
+	if l.dead {
+		return
+	}
+	l.dead = true
+	close(l.died)
+	if l.w.owner == l {
+		l.w.owner = nil
+	}
+	if l.w.slot != nil && l.w.slot.holder == l {
+		l.w.slot.holder = nil
+	}
+	l.w.notify()
+}
+
+// Died is closed when the process has been killed.
+func (l *Life) Died() <-chan struct{} { return l.died }
+
+// Step is a step that the relay's client sees, such as the writing of an event.
+func (l *Life) Step(step string) error {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	return l.step(step)
+}
+
+// step asks whether the process dies now. w.mu is held.
+func (l *Life) step(step string) error {
+	if !l.dead && l.hook != nil && l.hook(step) {
+		l.kill()
+	}
+	if l.dead {
+		return ErrDead
+	}
+	return nil
+}
+
 // Commit commits one transaction. Rows without an ID or a time are given one.
 func (w *World) Commit(rows ...relay.Row) []int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	now := time.Now()
+	now := w.tick()
 	tx := transaction{rows: slices.Clone(rows)}
 	var ids []int64
 	for i := range tx.rows {
@@ -81,46 +166,149 @@ func (w *World) Commit(rows ...relay.Row) []int64 {
 	return ids
 }
 
-// Depose ends the owner's session, as a broken connection does.
+// Depose ends the owner's sessions, as broken connections do.
 func (w *World) Depose() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.owned = false
+	w.owner = nil
 	w.tenure++
 	w.notify()
 }
 
-// Source is the world's source.
-func (w *World) Source() relay.Source { return source{w} }
+// CrashServer kills the server and starts it again: every session ends, and what
+// of the journal was not on disk is gone.
+func (w *World) CrashServer() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.owner != nil {
+		w.owner.kill()
+	}
+	w.journal = w.disk.clone()
+	w.server.StartedAt = w.tick()
+	w.notify()
+}
 
-// Journal is the world's journal.
-func (w *World) Journal() relay.Journal { return journal{w} }
+// LoseSlot drops the slot.
+func (w *World) LoseSlot() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.slot = nil
+}
 
-type source struct{ w *World }
+// Copy is a copy of the server's files.
+type Copy struct {
+	end       relay.LSN
+	txs       []transaction
+	nextID    int64
+	confirmed relay.LSN
+	disk      book
+}
+
+// Copy copies the files of the server.
+func (w *World) Copy() Copy {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := Copy{end: w.end, txs: slices.Clone(w.txs), nextID: w.nextID, disk: w.disk.clone()}
+	if w.slot != nil {
+		c.confirmed = w.slot.confirmed
+	}
+	return c
+}
+
+// Restore puts the files back as they were, behind everybody's back: no timeline
+// tells of it. The server is started anew, later than everything that was.
+func (w *World) Restore(c Copy) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.owner != nil {
+		w.owner.kill()
+	}
+	w.end, w.txs, w.nextID = c.end, slices.Clone(c.txs), c.nextID
+	w.slot = &slot{confirmed: c.confirmed}
+	w.disk, w.journal = c.disk.clone(), c.disk.clone()
+	w.server.StartedAt = w.tick()
+	w.notify()
+}
+
+// Promote makes another server of this one, as the promotion of a standby does.
+func (w *World) Promote() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.server.Timeline++
+	w.slot = nil
+}
+
+// Violations are what should never have happened: a position that was confirmed
+// and that the journal does not hold durably.
+func (w *World) Violations() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.violations)
+}
+
+// confirm moves the slot on, and checks that this loses nothing. w.mu is held.
+func (w *World) confirm(s *slot, at relay.LSN) {
+	if at <= s.confirmed {
+		return
+	}
+	first := sort.Search(len(w.txs), func(i int) bool { return w.txs[i].Commit >= s.confirmed })
+	durable := make(map[int64]bool)
+	if first < len(w.txs) {
+		for _, e := range w.disk.entries {
+			durable[e.RowID] = true
+		}
+	}
+	for _, tx := range w.txs[first:] {
+		for i := range tx.rows {
+			if tx.end <= at && !durable[tx.rows[i].ID] {
+				w.violations = append(w.violations, fmt.Sprintf("%s was confirmed, and row %d of before it is not on disk", at, tx.rows[i].ID))
+			}
+		}
+	}
+	s.confirmed = at
+}
+
+// Source is the source of a process that is never killed.
+func (w *World) Source() relay.Source { return w.main.Source() }
+
+// Journal is the journal of a process that is never killed.
+func (w *World) Journal() relay.Journal { return journal{w, w.Live(nil)} }
+
+// Source is the source as this process sees it.
+func (l *Life) Source() relay.Source { return source{l.w, l} }
+
+// Journal is the journal as this process sees it.
+func (l *Life) Journal() relay.Journal { return journal{l.w, l} }
+
+type source struct {
+	w    *World
+	life *Life
+}
 
 // Attach is part of [relay.Source].
 func (s source) Attach(_ context.Context, known relay.State) (relay.Stream, error) {
 	w := s.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.slot != nil && w.slot.taken {
-		return nil, errors.New("the slot is active")
+	if err := s.life.step("attach"); err != nil {
+		return nil, err
 	}
-	st := &stream{w: w, info: relay.StreamInfo{Server: w.server, Slot: "syncrelay", WALEnd: w.end, Now: time.Now()}}
+	st := &stream{w: w, life: s.life, info: relay.StreamInfo{Server: w.server, Slot: "syncrelay", WALEnd: w.end, Now: w.clock}}
 	if w.slot == nil || known.Backlog || known.Slot != "syncrelay" || w.slot.confirmed > known.Confirmed {
 		w.slot = &slot{confirmed: w.end}
 		st.info.Fresh, st.info.Consistent = true, w.end
 		st.snapshot = slices.Clone(w.txs)
-		st.journaled = slices.Clone(w.entries)
+		st.journaled = slices.Clone(w.journal.entries)
 	}
-	w.slot.taken = true
+	w.slot.holder = s.life // whoever held it before is no owner any more
 	st.slot = w.slot
 	st.info.Confirmed = w.slot.confirmed
-	return st, nil
+	return st, s.life.step("attached")
 }
 
 type stream struct {
 	w         *World
+	life      *Life
 	slot      *slot
 	info      relay.StreamInfo
 	snapshot  []transaction
@@ -141,12 +329,15 @@ func (s *stream) Backlog(_ context.Context, each func(*relay.Row, time.Time) err
 			if known[tx.rows[i].ID] {
 				continue
 			}
+			if err := s.life.Step("backlog row"); err != nil {
+				return err
+			}
 			if err := each(&tx.rows[i], tx.CommittedAt); err != nil {
 				return err
 			}
 		}
 	}
-	return nil
+	return s.life.Step("backlog read")
 }
 
 // Run is part of [relay.Stream].
@@ -156,35 +347,74 @@ func (s *stream) Run(ctx context.Context, r relay.Receiver) error {
 	next := 0
 	for {
 		w.mu.Lock()
-		changed, end := w.changed, w.end
-		txs := w.txs[next:]
-		next = len(w.txs)
-		if safe := r.Safe(); safe > s.slot.confirmed {
-			s.slot.confirmed = safe
+		if s.life.dead || w.slot != s.slot || s.slot.holder != s.life {
+			w.mu.Unlock()
+			return ErrDead
 		}
+		changed, end := w.changed, w.end
+		txs := slices.Clone(w.txs[min(next, len(w.txs)):])
+		next = len(w.txs)
 		w.mu.Unlock()
 		for _, tx := range txs {
 			if tx.Commit < from {
 				continue
 			}
-			r.Begin(tx.Transaction)
-			for i := range tx.rows {
-				if full := r.Full(); full != nil {
-					select {
-					case <-full:
-					case <-ctx.Done():
-						return nil
-					}
-				}
-				r.Row(&tx.rows[i])
+			if err := s.deliver(ctx, r, tx); err != nil {
+				return err
 			}
-			r.End(tx.end)
 		}
 		r.Idle(end)
+		if err := s.settle(ctx, r, changed); err != nil || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// deliver brings one transaction.
+func (s *stream) deliver(ctx context.Context, r relay.Receiver, tx transaction) error {
+	r.Begin(tx.Transaction)
+	for i := range tx.rows {
+		if full := r.Full(); full != nil {
+			select {
+			case <-full:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		if err := s.life.Step("row"); err != nil {
+			return err
+		}
+		r.Row(&tx.rows[i])
+	}
+	r.End(tx.end)
+	return s.life.Step("transaction")
+}
+
+// settle waits for a change, and moves the slot on as far as the relay lets it.
+func (s *stream) settle(ctx context.Context, r relay.Receiver, changed <-chan struct{}) error {
+	report := time.NewTicker(time.Millisecond)
+	defer report.Stop()
+	for {
+		s.w.mu.Lock()
+		safe := r.Safe()
+		if safe > s.slot.confirmed {
+			if err := s.life.step("confirm"); err != nil {
+				s.w.mu.Unlock()
+				return err
+			}
+			s.w.confirm(s.slot, safe)
+			if err := s.life.step("confirmed"); err != nil {
+				s.w.mu.Unlock()
+				return err
+			}
+		}
+		s.w.mu.Unlock()
 		select {
 		case <-changed:
+			return nil
 		case <-ctx.Done():
 			return nil
+		case <-report.C:
 		}
 	}
 }
@@ -193,7 +423,12 @@ func (s *stream) Run(ctx context.Context, r relay.Receiver) error {
 func (s *stream) Close(confirm relay.LSN) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
-	s.slot.confirmed = max(s.slot.confirmed, confirm)
-	s.slot.taken = false
+	if s.life.dead || s.w.slot != s.slot {
+		return
+	}
+	s.w.confirm(s.slot, confirm)
+	if s.slot.holder == s.life {
+		s.slot.holder = nil
+	}
 	s.w.notify()
 }
