@@ -85,6 +85,7 @@ func (q *sequencer) add(row *Row, at Position, committed, ruled time.Time) {
 	q.bytes += e.Size()
 	if q.full == nil && (len(q.batch.Events) >= q.limits.events || q.bytes >= q.limits.bytes) {
 		q.full = make(chan struct{})
+		q.signal()
 	}
 	// Mostly the whole transaction is journaled at once: its end is right behind
 	// its rows. One of many rows must not wait for its end.

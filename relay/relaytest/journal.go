@@ -106,7 +106,7 @@ func (t *tenure) write(step string, durable bool, change func(*book)) error {
 	}
 	change(&t.w.journal)
 	if durable {
-		t.w.disk = t.w.journal.clone()
+		t.w.disk, t.w.flushing = t.w.journal.clone(), book{}
 	}
 	return t.life.step(step + " done")
 }
@@ -133,18 +133,17 @@ func (t *tenure) Advance(_ context.Context, confirm relay.LSN) error {
 	return t.write("advance", false, func(b *book) { b.state.Confirmed = max(b.state.Confirmed, confirm) })
 }
 
-// Flushed is part of [relay.Tenure]. What was written before the call is on disk
-// at the next one.
+// Flushed is part of [relay.Tenure]. The server writes to disk what was in the
+// journal at the call before.
 func (t *tenure) Flushed(context.Context) (at relay.LSN, err error) {
-	err = t.write("flushed", false, func(*book) {})
-	if err != nil {
-		return 0, err
-	}
-	t.w.mu.Lock()
-	defer t.w.mu.Unlock()
-	at = t.w.disk.state.Confirmed
-	t.w.disk = t.w.journal.clone()
-	return at, nil
+	err = t.write("flushed", false, func(now *book) {
+		if t.w.flushing.entries != nil {
+			t.w.disk = t.w.flushing
+		}
+		t.w.flushing = now.clone()
+		at = t.w.disk.state.Confirmed
+	})
+	return at, err
 }
 
 // End is part of [relay.Tenure].

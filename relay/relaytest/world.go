@@ -27,10 +27,12 @@ type World struct {
 	nextID  int64
 	slot    *slot
 	journal book // as the sessions see it
-	disk    book // as a crash leaves it
-	tenure  int64
-	owner   *Life
-	main    *Life
+	// disk is the journal as a crash leaves it, and flushing what is being
+	// written there.
+	disk, flushing book
+	tenure         int64
+	owner          *Life
+	main           *Life
 	// violations are what should never have happened.
 	violations []string
 }
@@ -183,7 +185,7 @@ func (w *World) CrashServer() {
 	if w.owner != nil {
 		w.owner.kill()
 	}
-	w.journal = w.disk.clone()
+	w.journal, w.flushing = w.disk.clone(), book{}
 	w.server.StartedAt = w.tick()
 	w.notify()
 }
@@ -225,7 +227,7 @@ func (w *World) Restore(c Copy) {
 	}
 	w.end, w.txs, w.nextID = c.end, slices.Clone(c.txs), c.nextID
 	w.slot = &slot{confirmed: c.confirmed}
-	w.disk, w.journal = c.disk.clone(), c.disk.clone()
+	w.disk, w.journal, w.flushing = c.disk.clone(), c.disk.clone(), book{}
 	w.server.StartedAt = w.tick()
 	w.notify()
 }
