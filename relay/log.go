@@ -79,9 +79,16 @@ func (l *log) resume(x Extent) {
 	l.extent, l.open = x, true
 }
 
+// serve takes subscribers from now on.
+func (l *log) serve() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open = true
+}
+
 // reset tells the log its extent when a tenure begins with what the journal
 // holds, and hands it the newest of that, oldest first. It returns the head,
-// which never moves back.
+// which never moves back. Subscribers are taken when serve is called.
 func (l *log) reset(x Extent, newest []*Event) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -94,7 +101,7 @@ func (l *log) reset(x Extent, newest []*Event) int64 {
 		l.ring.append(e)
 	}
 	x.Head = max(x.Head, l.extent.Head)
-	l.extent, l.open, l.begun = x, true, true
+	l.extent, l.open, l.begun = x, false, true
 	return x.Head
 }
 

@@ -144,6 +144,12 @@ func (r *Relay) begin(ctx context.Context, t Tenure, in StreamInfo) (State, erro
 		return state, fmt.Errorf("read the newest events: %w", err)
 	}
 	r.hub.reset(r.log.reset(extent, newest))
+	// After a tenure that did not end in order, the journal may lack what was
+	// shown last: the slot sends it again. Until it has, a client's cursor may be
+	// above the head, and nobody is served.
+	if before.Clean || before.Epoch == "" || broken != "" {
+		r.log.serve()
+	}
 	return state, nil
 }
 
@@ -304,6 +310,7 @@ func (r *Relay) progress(q *sequencer) {
 	r.status.Received, r.status.Confirmed = received, q.Safe()
 	r.seen = max(r.seen, received)
 	if caughtUp && r.status.Phase == CatchingUp {
+		r.log.serve()
 		r.status.Phase, r.status.Reason = Streaming, ""
 		r.logger.Info("streaming", "received", received, "journaled_event_id", r.status.Journaled)
 	}

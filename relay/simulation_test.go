@@ -208,10 +208,10 @@ func (c *simClient) connect(t *testing.T, life *relaytest.Life, r *relay.Relay) 
 			return true
 		default:
 		}
+		c.mu.Lock() // the sink is used at once
+		defer c.mu.Unlock()
 		sub, err := r.Subscribe(admin, c, relay.Start{Resume: true, After: last})
-		c.mu.Lock()
 		c.sub = sub
-		c.mu.Unlock()
 		return err == nil
 	})
 }

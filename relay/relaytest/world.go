@@ -342,11 +342,16 @@ func (s *stream) Backlog(_ context.Context, each func(*relay.Row, time.Time) err
 	return s.life.Step("backlog read")
 }
 
+// latency is how long the stream's first row takes, as over a network: clients
+// may connect before it comes.
+const latency = 3 * time.Millisecond
+
 // Run is part of [relay.Stream].
 func (s *stream) Run(ctx context.Context, r relay.Receiver) error {
 	w := s.w
 	from := s.slot.confirmed
 	next := 0
+	time.Sleep(latency)
 	for {
 		w.mu.Lock()
 		if s.life.dead || w.slot != s.slot || s.slot.holder != s.life {
