@@ -231,17 +231,20 @@ func (r *Relay) commit(ctx context.Context, t Tenure, q *sequencer) error {
 	tick := time.NewTicker(r.flush)
 	defer tick.Stop()
 	recorded := q.Safe()
+	through := recorded // all that committed before it has been shown
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-q.ready:
-			if b := q.take(); len(b.Events) > 0 {
+			b := q.take()
+			if len(b.Events) > 0 {
 				if err := r.show(write, t, &b); err != nil {
 					return err
 				}
 				recorded = b.Confirm
 			}
+			through = max(through, b.Confirm)
 		case <-tick.C:
 			if at := q.idleAt(); at >= recorded+advanceAfter {
 				if err := t.Advance(write, at); err != nil {
@@ -254,8 +257,9 @@ func (r *Relay) commit(ctx context.Context, t Tenure, q *sequencer) error {
 				return fmt.Errorf("ask what the server has flushed: %w", err)
 			}
 			q.confirm(flushed)
+			through = max(through, q.idleAt())
 		}
-		r.progress(q)
+		r.progress(q, through)
 	}
 }
 
@@ -302,9 +306,9 @@ func after(events []*Event, id int64) int {
 	return sort.Search(len(events), func(i int) bool { return events[i].ID > id })
 }
 
-// progress notes how far the stream has come.
-func (r *Relay) progress(q *sequencer) {
-	received, caughtUp := q.received()
+// progress notes how far the stream has come, and the events that were shown.
+func (r *Relay) progress(q *sequencer, through LSN) {
+	received, caughtUp := q.received(), through >= q.target
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.status.Received, r.status.Confirmed = received, q.Safe()

@@ -24,6 +24,10 @@ type sequencer struct {
 	tx      Transaction
 	ordinal int64
 
+	// target is where the relay has caught up, once everything before it has been
+	// shown; the committer is woken when the stream reaches it.
+	target LSN
+
 	safe atomic.Uint64 // LSN
 
 	mu    sync.Mutex
@@ -33,8 +37,6 @@ type sequencer struct {
 	bytes int
 	inTx  bool
 	ended LSN // every transaction that ended before it has been received
-	// target is where the stream has caught up; the committer is woken then.
-	target LSN
 }
 
 // newSequencer goes on from a state. Once the stream has reached target, it has
@@ -172,12 +174,11 @@ func (q *sequencer) take() Batch {
 	return b
 }
 
-// received is the position up to which the stream was read, and whether that is
-// as far as it was when the stream was attached.
-func (q *sequencer) received() (LSN, bool) {
+// received is the position up to which the stream was read.
+func (q *sequencer) received() LSN {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.ended, q.ended >= q.target
+	return q.ended
 }
 
 // idleAt is the position up to which the slot could be moved although no event
