@@ -105,9 +105,9 @@ func (r *Relay) end(ctx context.Context, t Tenure, received LSN) (LSN, error) {
 // standBy is told that another relay is the owner. Clients who are still here
 // from an earlier tenure would wait for events that only the owner has.
 func (r *Relay) standBy(reason string) {
-	r.phase(Standby, reason)
 	r.log.close()
 	r.hub.end(ErrNotServing)
+	r.phase(Standby, reason)
 }
 
 // begin decides what the tenure goes on from, saves it, and tells the log.
