@@ -173,6 +173,9 @@ func (c *eventStream) writeEvents(events []*relay.Event) error {
 		return err
 	}
 	for _, e := range events {
+		if c.deadline.closing.Load() {
+			break // the goodbye is waiting, and must get through within a second
+		}
 		block := e.SSE()
 		huge := len(block) >= direct
 		if huge || len(b)+len(block) > cap(b) {

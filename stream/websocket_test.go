@@ -307,8 +307,8 @@ func TestTheCloseFrameOutlivesWhatTheClientWasStillSending(t *testing.T) {
 	if _, err := c.NetConn().Write(bad); err != nil {
 		t.Fatal(err)
 	}
-	// The relay is done with the connection before this client begins to read.
 	w.wantMetric(t, `syncrelay_disconnects_total{reason="protocol_error",transport="websocket"}`, 1)
+	w.stop() // the relay is done with the connection before this client begins to read
 	c.wantClosed(t, 1002, "")
 }
 

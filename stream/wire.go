@@ -103,6 +103,9 @@ func (w *wire) writeEvents(events []*relay.Event) error {
 		return errClosing
 	}
 	for _, e := range events {
+		if w.deadline.closing.Load() {
+			break // the close frame is waiting, and must get through within a second
+		}
 		payload := e.JSON()
 		huge := len(payload) >= direct
 		if !huge && len(b)+maxFrameHeader+len(payload) > cap(b) || huge && len(b)+maxFrameHeader > cap(b) {

@@ -30,7 +30,9 @@ func TestFramesAreWholeAndTheCloseFrameIsTheLast(t *testing.T) {
 			big.Payload = textOf(900 << 10)
 			for range 30 {
 				w.Insert(grade(17), big, grade(17))
-				_, _ = raw.Write(rawFrame(0x89, "ping")) // what is lost is seen below
+				if i%2 == 1 { // pongs would keep the reader behind the writer
+					_, _ = raw.Write(rawFrame(0x89, "ping")) // what is lost is seen below
+				}
 			}
 			_, _ = raw.Write(end)
 		}()
@@ -44,7 +46,7 @@ func TestFramesAreWholeAndTheCloseFrameIsTheLast(t *testing.T) {
 		if last < 0 || kinds[last] != 0x88 || bytes.IndexByte(kinds, 0x88) != last {
 			t.Fatalf("the frames were %x: the close frame must be the last", kinds)
 		}
-		if !bytes.Contains(kinds, []byte{0x8a}) {
+		if i%2 == 1 && !bytes.Contains(kinds, []byte{0x8a}) {
 			t.Errorf("no pong among %d frames", len(kinds))
 		}
 	}
