@@ -222,7 +222,7 @@ func withConn(ctx context.Context, db *sql.DB, do func(context.Context, *pgx.Con
 func explain(err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
-		return err
+		return unreachable(err)
 	}
 	mend := pg.Hint
 	switch pg.Code {
@@ -236,6 +236,18 @@ func explain(err error) error {
 		}
 	}
 	return &Error{Line: hinted(pg.Message, mend), cause: err}
+}
+
+// unreachable makes one line of an error of connecting, which has a line for
+// each address that was tried.
+func unreachable(err error) error {
+	var connect *pgconn.ConnectError
+	if !errors.As(err, &connect) {
+		return err
+	}
+	lines := strings.Split(strings.TrimSpace(connect.Error()), "\n")
+	last := strings.TrimSpace(lines[len(lines)-1])
+	return &Error{Line: "the database can't be reached: " + last + "; to mend it: start it, or correct its URL", cause: err}
 }
 
 // Error is an error of the server on one line, with what mends it.

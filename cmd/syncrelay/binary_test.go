@@ -482,12 +482,12 @@ func TestTokenVersionAndUsage(t *testing.T) {
 		{[]string{"serve", "--conifg", "x"}, nil, 2, "unknown flag: --conifg"},
 		{[]string{"serve", "--config", "/nowhere"}, nil, 1, "/nowhere"},
 		{[]string{"serve"}, nil, 1, "database.url (environment SYNCRELAY_DATABASE_URL): found nothing"},
-		{[]string{"migrate"}, []string{"SYNCRELAY_DATABASE_URL=postgres://127.0.0.1:1/x"}, 1, "migrate:"},
+		{[]string{"migrate"}, []string{"SYNCRELAY_DATABASE_URL=postgres://127.0.0.1:1/x"}, 1, "syncrelay: migrate: the database can't be reached"},
 		{[]string{}, nil, 0, "Usage:"},
 	} {
 		var out, errs bytes.Buffer
 		code := run(t.Context(), c.args, streams{&out, &errs, c.environ})
-		if both := out.String() + errs.String(); code != c.code || !strings.Contains(both, c.want) {
+		if both := out.String() + errs.String(); code != c.code || !strings.Contains(both, c.want) || strings.Count(errs.String(), "\n") > 1 {
 			t.Errorf("%v: exit code %d, said %q; want %d and %q", c.args, code, both, c.code, c.want)
 		}
 	}
