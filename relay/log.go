@@ -72,11 +72,12 @@ func (l *log) holds(id int64) bool {
 }
 
 // resume tells the log its extent when a tenure goes on where this process was.
+// It goes on taking subscribers if it did, and waits for serve if it did not.
 func (l *log) resume(x Extent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	x.Head = max(x.Head, l.extent.Head)
-	l.extent, l.open = x, true
+	l.extent = x
 }
 
 // serve takes subscribers from now on.

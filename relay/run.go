@@ -137,13 +137,13 @@ func (r *Relay) begin(ctx context.Context, t Tenure, in StreamInfo) (State, erro
 	}
 	if broken == "" && r.log.holds(before.LastID) {
 		r.log.resume(extent)
-		return state, nil
+	} else {
+		newest, err := r.journal.Newest(ctx, r.log.ring.maxEvents, r.log.ring.maxBytes)
+		if err != nil {
+			return state, fmt.Errorf("read the newest events: %w", err)
+		}
+		r.hub.reset(r.log.reset(extent, newest))
 	}
-	newest, err := r.journal.Newest(ctx, r.log.ring.maxEvents, r.log.ring.maxBytes)
-	if err != nil {
-		return state, fmt.Errorf("read the newest events: %w", err)
-	}
-	r.hub.reset(r.log.reset(extent, newest))
 	// After a tenure that did not end in order, the journal may lack what was
 	// shown last: the slot sends it again. Until it has, a client's cursor may be
 	// above the head, and nobody is served.
