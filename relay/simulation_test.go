@@ -27,6 +27,8 @@ type fault struct {
 	// broken: earlier IDs can't be compared any more. The client is told, and
 	// rows that it has seen may come again under other IDs.
 	broken bool
+	// again is the step of the second relay at which the server crashes once more.
+	again string
 	// forgets: rows that were committed are no more.
 	forgets bool
 }
@@ -35,6 +37,8 @@ var faults = []fault{
 	{name: "the relay is killed", apply: func(*relaytest.World, relaytest.Copy) {}},
 	{name: "and the slot is lost", apply: func(w *relaytest.World, _ relaytest.Copy) { w.LoseSlot() }},
 	{name: "and the server crashes", apply: func(w *relaytest.World, _ relaytest.Copy) { w.CrashServer() }},
+	{name: "and the server crashes, and again before a row is read", apply: func(w *relaytest.World, _ relaytest.Copy) { w.CrashServer() }, again: "row"},
+	{name: "and the server crashes, and again while it is journaled", apply: func(w *relaytest.World, _ relaytest.Copy) { w.CrashServer() }, again: "append done"},
 	{name: "and the server crashes and loses the slot", apply: func(w *relaytest.World, _ relaytest.Copy) { w.CrashServer(); w.LoseSlot() }, broken: true},
 	{name: "and a standby is promoted", apply: func(w *relaytest.World, _ relaytest.Copy) { w.CrashServer(); w.Promote() }, broken: true},
 	{name: "and the server is put back from a copy", apply: func(w *relaytest.World, before relaytest.Copy) { w.Restore(before) }, broken: true, forgets: true},
@@ -129,7 +133,7 @@ func (s *simulation) run() (stopped bool) {
 	s.fault.apply(s.world, before)
 	s.client.reconnected(s.fault)
 	s.commit(2) // while no relay runs
-	second := s.world.Live(nil)
+	second := s.world.Live(nil).CrashServerAt(s.fault.again)
 	end = s.start(second)
 	s.commit(1)
 	s.await(second)

@@ -87,10 +87,19 @@ type Life struct {
 	hook func(step string) (crash bool)
 	dead bool
 	died chan struct{}
+	// crashAt is the step at which the server crashes, once, under the process.
+	crashAt string
 }
 
-// ErrDead is what a session of a killed process gives.
-var ErrDead = errors.New("the process is dead")
+// ErrDead is what a session of a killed process gives, or of a crashed server.
+var ErrDead = errors.New("the session is dead")
+
+// CrashServerAt makes the server crash at the first such step of this process,
+// which lives on and may connect again.
+func (l *Life) CrashServerAt(step string) *Life {
+	l.crashAt = step
+	return l
+}
 
 // Live begins a life. The hook, if not nil, is called before and after each step
 // of the relay's that the world can see, and kills the process by returning
@@ -139,6 +148,15 @@ func (l *Life) step(step string) error {
 	if l.dead {
 		return ErrDead
 	}
+	if l.crashAt == step {
+		l.crashAt = ""
+		if l.w.slot != nil {
+			l.w.slot.holder = nil
+		}
+		l.w.owner = nil
+		l.w.crash()
+		return ErrDead
+	}
 	return nil
 }
 
@@ -185,6 +203,11 @@ func (w *World) CrashServer() {
 	if w.owner != nil {
 		w.owner.kill()
 	}
+	w.crash()
+}
+
+// crash takes from the journal what was not on disk. w.mu is held.
+func (w *World) crash() {
 	w.journal, w.flushing = w.disk.clone(), book{}
 	w.server.StartedAt = w.tick()
 	w.notify()
