@@ -111,8 +111,8 @@ func TestSlowClientCostsItsQueueOnlyAndMissesNothing(t *testing.T) {
 	waitFor(t, quick, span(1, n)...)
 	slow.Unblock()
 	waitFor(t, slow, span(1, n)...)
+	before := slow.Live()
 	relaytest.Wait(t, "the slow client is live again", func() bool {
-		before := slow.Live()
 		r.Insert(grade(17))
 		return slow.Live() > before
 	})
