@@ -12,11 +12,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/syncrelay/syncrelay/outbox/localpg"
 	"github.com/syncrelay/syncrelay/outbox/localpg/pgtest"
-	"github.com/syncrelay/syncrelay/schema"
 )
 
 // For a long run: go test -run Chaos -timeout 0 ./cmd/syncrelay -chaos=10m
@@ -93,18 +91,7 @@ func TestChaos(t *testing.T) {
 func newChaos(t *testing.T) *chaos {
 	t.Helper()
 	s := pgtest.Own(t, localpg.Options{})
-	c := &chaos{product: &product{TB: t, url: s.URL("postgres")}, server: s}
-	if _, err := schema.Migrate(t.Context(), c.url, schema.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	pool, err := pgxpool.New(t.Context(), c.url+"&pool_max_conns=24")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	c.pool = pool
-	c.exec(`ALTER ROLE syncrelay_relay LOGIN`)
-	c.judge = pgtest.NewJudge(t, c.url)
+	c := &chaos{product: newDatabaseAt(t, s.URL("postgres")), server: s}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

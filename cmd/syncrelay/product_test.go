@@ -32,10 +32,15 @@ type product struct {
 	stop   func()
 }
 
-// newDatabase prepares a database.
+// newDatabase prepares a database on the shared server.
 func newDatabase(t testing.TB) *product {
 	t.Helper()
-	p := &product{TB: t, url: pgtest.Database(t)}
+	return newDatabaseAt(t, pgtest.Database(t))
+}
+
+func newDatabaseAt(t testing.TB, databaseURL string) *product {
+	t.Helper()
+	p := &product{TB: t, url: databaseURL}
 	if _, err := schema.Migrate(t.Context(), p.url, schema.Options{}); err != nil {
 		t.Fatal(err)
 	}
