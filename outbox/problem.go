@@ -81,7 +81,7 @@ func explain(err error, c *pgx.ConnConfig) error {
 	case pg.Code == codeNoDatabase:
 		p.Fatal = true
 		p.Mend = fmt.Sprintf("CREATE DATABASE %s, or name another one in database.url", quote(c.Database))
-	case pg.Code == codeNoPrivilege && strings.Contains(pg.Message, "replication"):
+	case pg.Code == codeNoPrivilege && strings.Contains(strings.ToLower(pg.Message+pg.Detail), "replication"): // the wording changed in 16
 		p.Fatal = true
 		p.Mend = fmt.Sprintf("ALTER ROLE %s REPLICATION", quote(c.User))
 	case pg.Code == codeNoPrivilege:
