@@ -136,7 +136,9 @@ type streamLoop struct {
 	inTx     bool
 	tx       relay.Transaction
 	due      time.Time // when the server is told next
-	heard    time.Time // when it said something last
+	heard    time.Time // when it was known to have said something last
+	talking  bool      // it has said something since the last report
+	rows     int
 }
 
 func (l *streamLoop) run(ctx context.Context) error {
@@ -161,6 +163,7 @@ func (l *streamLoop) run(ctx context.Context) error {
 		case err != nil:
 			err = fmt.Errorf("receive: %w", err)
 		default:
+			l.talking = true
 			err = l.message(ctx, msg)
 		}
 		if err != nil {
@@ -173,6 +176,9 @@ func (l *streamLoop) run(ctx context.Context) error {
 // report. A server that has been silent for longer than it may be is gone.
 func (l *streamLoop) report(ctx context.Context, ask bool) error {
 	now := time.Now()
+	if l.talking {
+		l.heard, l.talking = now, false
+	}
 	silence := now.Sub(l.heard)
 	if silence > l.o.OwnerTimeout {
 		return fmt.Errorf("the server has been silent for %s", silence.Round(time.Second))
@@ -203,7 +209,7 @@ func (l *streamLoop) wait(ctx context.Context, full <-chan struct{}) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			l.heard = time.Now() // nobody is listening to it
+			l.talking = true // for all that is known: nobody is listening
 			if err := l.report(ctx, false); err != nil {
 				return err
 			}
@@ -240,16 +246,27 @@ func (l *streamLoop) keepalive(ctx context.Context, b []byte) error {
 	if err != nil {
 		return fmt.Errorf("read a keepalive: %w", err)
 	}
-	l.heard = time.Now()
 	if !l.inTx {
 		l.received = max(l.received, relay.LSN(k.ServerWALEnd))
 		l.receiver.Idle(relay.LSN(k.ServerWALEnd))
 	}
-	if k.ReplyRequested || l.heard.After(l.due) {
+	if k.ReplyRequested {
 		return l.report(ctx, false)
 	}
-	return nil
+	return l.reportIfDue(ctx)
 }
+
+// reportIfDue reads the clock, and reports if it is time.
+func (l *streamLoop) reportIfDue(ctx context.Context) error {
+	if time.Now().Before(l.due) {
+		return nil
+	}
+	return l.report(ctx, false)
+}
+
+// rowsPerClock is how many rows of a long transaction pass between two looks at
+// the clock.
+const rowsPerClock = 1024
 
 // xlogHeader is the part of an XLogData message before its data: the data's
 // position, the server's position, and the server's clock.
@@ -270,6 +287,9 @@ func (l *streamLoop) data(ctx context.Context, b []byte) error {
 			return fmt.Errorf("decode a row of the transaction at %s: %w", l.tx.Commit, err)
 		}
 		l.receiver.Row(row)
+		if l.rows++; l.rows%rowsPerClock == 0 {
+			return l.reportIfDue(ctx)
+		}
 		return nil
 	case messageBegin:
 		tx, err := l.decoder.begin(b)
@@ -287,11 +307,7 @@ func (l *streamLoop) data(ctx context.Context, b []byte) error {
 		l.inTx = false
 		l.received = max(l.received, end)
 		l.receiver.End(end)
-		// Once a transaction is enough: the clock is read here, not for each row.
-		if l.heard = time.Now(); l.heard.After(l.due) {
-			return l.report(ctx, false)
-		}
-		return nil
+		return l.reportIfDue(ctx)
 	case messageRelation:
 		if err := l.decoder.relation(b); err != nil {
 			return fmt.Errorf("decode the description of table %d: %w", relationID(b), err)

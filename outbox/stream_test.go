@@ -13,12 +13,13 @@ import (
 func TestKeepalivesAreAnsweredWhileTheJournalIsKeptWaiting(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.options.OwnerTimeout = 2 * time.Second // and wal_sender_timeout with it
+	w.options.OwnerTimeout = 3 * time.Second // and wal_sender_timeout with it
 	r := w.start(relay.Options{BatchEvents: 10})
 	c := relaytest.Connect(t, r.Relay, admin, relay.Start{})
 	senders := func() string {
 		return w.query(`SELECT coalesce(max(active_pid), 0)::text FROM pg_replication_slots WHERE slot_name = $1`, w.options.Slot)[0]
 	}
+	relaytest.Wait(t, "the slot's session is known", func() bool { return senders() != "0" })
 	before := senders()
 	tx, err := w.pool.Begin(t.Context())
 	if err != nil {
@@ -29,7 +30,7 @@ func TestKeepalivesAreAnsweredWhileTheJournalIsKeptWaiting(t *testing.T) {
 	}
 	w.exec(`INSERT INTO sync_events (event_type, payload) SELECT 'bulk', to_jsonb(repeat('x', 1000)) FROM generate_series(1, 20000)`)
 	blocked := time.Now()
-	relaytest.Wait(t, "five seconds have passed", func() bool { return time.Since(blocked) > 5*time.Second })
+	relaytest.Wait(t, "seven seconds have passed", func() bool { return time.Since(blocked) > 7*time.Second })
 	if n := len(c.Got()); n > 0 {
 		t.Errorf("%d events were shown before they were journaled", n)
 	}
