@@ -287,7 +287,8 @@ func (l *streamLoop) data(ctx context.Context, b []byte) error {
 			return fmt.Errorf("decode a row of the transaction at %s: %w", l.tx.Commit, err)
 		}
 		l.receiver.Row(row)
-		if l.rows++; l.rows%rowsPerClock == 0 {
+		l.rows++
+		if l.rows%rowsPerClock == 0 {
 			return l.reportIfDue(ctx)
 		}
 		return nil
