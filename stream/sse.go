@@ -80,10 +80,9 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) {
 		c.end(c.gone(), "")
 		<-c.over
 	}
-	// The writer is the HTTP server's again once this returns: close waits for
-	// the pump, and finish keeps off all others.
+	// The writer is the HTTP server's again once this returns: the goodbye is
+	// said, and close waits for the pump.
 	c.session.close()
-	c.finish()
 	if reason := c.ended(); !c.begun && reason.Status != 0 {
 		writeReason(w, reason) // it ended before there was a stream
 	}
@@ -174,7 +173,11 @@ func (c *eventStream) writeEvents(events []*relay.Event) error {
 	}
 	for _, e := range events {
 		if c.deadline.closing.Load() {
-			break // the goodbye is waiting, and must get through within a second
+			// The goodbye is waiting, and must get through within a second.
+			if err := c.pieces(b); err != nil {
+				return err
+			}
+			return errClosing
 		}
 		block := e.SSE()
 		huge := len(block) >= direct
@@ -289,12 +292,4 @@ func (c *eventStream) sayGoodbye(reason *Reason, text string) {
 	if c.pieces(appendSSE(nil, -1, eventType, message)) == nil {
 		_ = c.flush() // the stream ends either way
 	}
-}
-
-// finish hands the connection back to the HTTP server as it was.
-func (c *eventStream) finish() {
-	c.out.Lock()
-	defer c.out.Unlock()
-	c.finished = true
-	_ = c.controller.SetWriteDeadline(time.Time{}) // it may be used for another request
 }

@@ -265,7 +265,7 @@ func TestAConnectionServesAgainAfterItsStreamHasEnded(t *testing.T) {
 	if _, body := ask("/api/events?token=" + sign(t, cadet17, map[string]any{"exp": time.Now().Unix() + 1})); !strings.Contains(body, "token_expired") {
 		t.Errorf("the stream was %q", body)
 	}
-	waitUntil(time.Now().Add(1100 * time.Millisecond)) // the write deadline of the stream's end
+	waitUntil(time.Now().Add(1100 * time.Millisecond)) // the last write deadline of the stream is past
 	if status, _ := ask("/healthz"); status != http.StatusOK {
 		t.Errorf("the next request was answered with %d", status)
 	}

@@ -104,7 +104,11 @@ func (w *wire) writeEvents(events []*relay.Event) error {
 	}
 	for _, e := range events {
 		if w.deadline.closing.Load() {
-			break // the close frame is waiting, and must get through within a second
+			// The close frame is waiting, and must get through within a second.
+			if err := w.write(b); err != nil {
+				return err
+			}
+			return errClosing
 		}
 		payload := e.JSON()
 		huge := len(payload) >= direct
