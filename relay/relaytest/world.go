@@ -32,7 +32,6 @@ type World struct {
 	disk, flushing book
 	tenure         int64
 	owner          *Life
-	main           *Life
 	// violations are what should never have happened.
 	violations []string
 }
@@ -64,7 +63,6 @@ type slot struct {
 func NewWorld() *World {
 	w := &World{changed: make(chan struct{}), clock: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), end: 1 << 10}
 	w.server = relay.Server{SystemID: "1", Timeline: 1, StartedAt: w.tick()}
-	w.main = w.Live(nil)
 	return w
 }
 
@@ -294,10 +292,10 @@ func (w *World) confirm(s *slot, at relay.LSN) {
 }
 
 // Source is the source of a process that is never killed.
-func (w *World) Source() relay.Source { return w.main.Source() }
+func (w *World) Source() relay.Source { return w.Live(nil).Source() }
 
 // Journal is the journal of a process that is never killed.
-func (w *World) Journal() relay.Journal { return journal{w, w.Live(nil)} }
+func (w *World) Journal() relay.Journal { return w.Live(nil).Journal() }
 
 // Source is the source as this process sees it.
 func (l *Life) Source() relay.Source { return source{l.w, l} }
