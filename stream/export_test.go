@@ -21,7 +21,7 @@ func FetchKeys(address string, transport http.RoundTripper) error {
 	s := newKeySet(&o)
 	defer s.end()
 	s.client.Transport = boundedTransport{transport}
-	s.fetch(context.Background(), nil)
+	s.fetch(context.Background(), atOnce)
 	return s.problem()
 }
 

@@ -38,10 +38,11 @@ type keySet struct {
 	names map[string]struct{} // of all keys of the set, also of those that can't be used
 	begun time.Time           // when the last fetch that brought a set began
 	// sought is when a token came first that names a key which is not in the set.
-	sought *simplelru.LRU[string, time.Time]
-	flight chan struct{} // closed when the fetch that is under way ends; nil if there is none
-	err    error         // of the last fetch
-	said   bool          // that fetches fail, in the log
+	sought  *simplelru.LRU[string, time.Time]
+	flight  chan struct{} // closed when the fetch that is under way ends; nil if there is none
+	flights int           // how many fetches have ended
+	err     error         // of the last fetch
+	said    bool          // that fetches fail, in the log
 }
 
 // Bounds of a fetch: a provider may be slow, broken, or somebody else by now.
@@ -83,7 +84,7 @@ func (s *keySet) run(ctx context.Context) {
 		}
 	}()
 	for {
-		s.fetch(ctx, nil)
+		s.fetch(ctx, atOnce)
 		wait := s.interval
 		if s.problem() != nil {
 			wait = s.retry
@@ -116,12 +117,13 @@ func (s *keySet) count() int {
 // none, the set is fetched once more, within the limit; all who wait for the same
 // fetch share it.
 func (s *keySet) find(ctx context.Context, algorithm, id string) ([]any, error) {
-	if found := s.known(algorithm, id); found != nil {
+	found, flights := s.known(algorithm, id)
+	if found != nil {
 		return found, nil
 	}
 	s.seek(id, time.Now())
-	s.fetch(ctx, s.limiter)
-	if found := s.known(algorithm, id); found != nil {
+	s.fetch(ctx, s.onceMore(flights))
+	if found, _ = s.known(algorithm, id); found != nil {
 		return found, nil
 	}
 	if s.mayBeNew(id) {
@@ -156,18 +158,28 @@ func (s *keySet) mayBeNew(id string) bool {
 	return !ok || since.After(s.begun)
 }
 
-func (s *keySet) known(algorithm, id string) []any {
+// known is the keys that are there, and how many fetches have ended by now.
+func (s *keySet) known(algorithm, id string) (found []any, flights int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return fitting(s.keys, algorithm, id)
+	return fitting(s.keys, algorithm, id), s.flights
 }
 
-// fetch fetches the set and returns when that is done or ctx has ended. With a
-// limit, it may do nothing; a fetch that is under way already is shared.
-func (s *keySet) fetch(ctx context.Context, limit *rate.Limiter) {
+// atOnce begins a fetch if none is under way.
+func atOnce() bool { return true }
+
+// onceMore begins a fetch within the limit, unless one has ended since a key was
+// looked for among those of so many fetches.
+func (s *keySet) onceMore(flights int) (begin func() bool) {
+	return func() bool { return s.flights == flights && s.limiter.Allow() }
+}
+
+// fetch fetches the set and returns when that is done or ctx has ended. A fetch that
+// is under way already is shared; if none is, begin is asked, with s.mu held.
+func (s *keySet) fetch(ctx context.Context, begin func() bool) {
 	s.mu.Lock()
 	if s.flight == nil {
-		if limit != nil && !limit.Allow() {
+		if !begin() {
 			s.mu.Unlock()
 			return
 		}
@@ -203,6 +215,7 @@ func (s *keySet) fly() {
 	s.err, s.said = err, err != nil
 	close(s.flight)
 	s.flight = nil
+	s.flights++
 	s.mu.Unlock()
 	switch {
 	case s.life.Err() != nil:

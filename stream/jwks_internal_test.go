@@ -41,6 +41,27 @@ func (p *provider) publish(names ...string) {
 	p.names = names
 }
 
+// Between the look at the keys and the fetch another's fetch may have ended, which has
+// brought the key. One more would use up the limit for those who need it.
+func TestAFetchThatHasEndedMeanwhileIsNotRepeated(t *testing.T) {
+	t.Parallel()
+	p := &provider{names: []string{"a key"}}
+	o := VerifierOptions{JWKSURL: "https://login.example.org/keys"}
+	o.complete()
+	s := newKeySet(&o)
+	defer s.end()
+	s.client.Transport = p
+	_, flights := s.known("EdDSA", "a key")
+	s.fetch(t.Context(), atOnce)
+	s.fetch(t.Context(), s.onceMore(flights))
+	if p.asked != 1 {
+		t.Errorf("the provider was asked %d times, want once", p.asked)
+	}
+	if _, err := s.find(t.Context(), "EdDSA", "another"); err == nil || p.asked != 2 {
+		t.Errorf("for another key: %v, and the provider was asked %d times, want twice", err, p.asked)
+	}
+}
+
 // A client whose token was signed with a new key must not be told that it is
 // invalid, because it would throw it away; and who brings one that nobody has
 // signed must be told so in the end.
@@ -53,7 +74,7 @@ func TestATokenIsCalledInvalidOnlyWhenItsKeyIsKnownNotToBeThere(t *testing.T) {
 		s := newKeySet(&o)
 		defer s.end()
 		s.client.Transport = p
-		s.fetch(t.Context(), nil)
+		s.fetch(t.Context(), atOnce)
 		begun := time.Now()
 		for _, step := range []struct {
 			at      time.Duration

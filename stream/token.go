@@ -262,7 +262,7 @@ func (v *Verifier) Fetch(ctx context.Context) (n Keys, err error) {
 		n.File = len(v.keys.file.current())
 	}
 	if r := v.keys.remote; r != nil {
-		r.fetch(ctx, nil)
+		r.fetch(ctx, atOnce)
 		n.Remote, err = r.count(), r.problem()
 	}
 	return n, err
