@@ -139,7 +139,8 @@ const (
 func claimID(name string, value json.RawMessage) (int64, error) {
 	digits := string(value)
 	if value[0] == '"' {
-		if err := json.Unmarshal(value, &digits); err != nil {
+		var ok bool
+		if digits, ok = textOf(value); !ok {
 			return 0, fmt.Errorf("%s is a broken text", name)
 		}
 	}
@@ -151,8 +152,8 @@ func claimID(name string, value json.RawMessage) (int64, error) {
 }
 
 func claimText(name string, value json.RawMessage) (string, error) {
-	var s string
-	if value[0] != '"' || json.Unmarshal(value, &s) != nil {
+	s, ok := textOf(value)
+	if !ok {
 		return "", fmt.Errorf("%s is %s; allowed is a text", name, describe(value))
 	}
 	return s, nil
