@@ -122,6 +122,8 @@ func (s *keySet) find(ctx context.Context, algorithm, id string) ([]any, error) 
 		return found, nil
 	}
 	s.seek(id, time.Now())
+	ctx, cancel := context.WithTimeout(ctx, authTimeout)
+	defer cancel()
 	s.fetch(ctx, s.onceMore(flights))
 	if found, _ = s.known(algorithm, id); found != nil {
 		return found, nil

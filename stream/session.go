@@ -129,9 +129,7 @@ func (s *session) ask(start relay.Start) (err error) {
 			return err
 		}
 		start.Asked = s.server.relay.Moment()
-		ctx, cancel := context.WithTimeout(context.Background(), authTimeout)
-		id, err = s.server.identify(ctx, id)
-		cancel()
+		id, err = s.server.identify(context.Background(), id)
 		if err != nil {
 			return err
 		}
