@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -57,7 +58,32 @@ func Load(path string, environ []string) (Settings, error) {
 	if s.Listen.Address == s.Listen.OpsAddress && !strings.HasSuffix(s.Listen.Address, ":0") {
 		problems = append(problems, fmt.Errorf("listen.ops_address: found %q, which is listen.address too; allowed is another address", s.Listen.OpsAddress))
 	}
-	return s, errors.Join(problems...)
+	for _, pair := range [][4]string{
+		{"listen.tls_cert_file", s.Listen.TLSCertFile, "listen.tls_key_file", s.Listen.TLSKeyFile},
+		{"listen.ops_tls_cert_file", s.Listen.OpsTLSCertFile, "listen.ops_tls_key_file", s.Listen.OpsTLSKeyFile},
+	} {
+		if (pair[1] == "") != (pair[3] == "") {
+			problems = append(problems, fmt.Errorf("%s, %s: found one of them; allowed are both or none", pair[0], pair[2]))
+		}
+	}
+	return s, errors.Join(append(problems, s.Auth.Claims.check()...)...)
+}
+
+// check finds claims that would mean two things.
+func (c Claims) check() (problems []error) {
+	meant := map[string]string{}
+	for _, name := range []string{"token_type", "exp", "nbf", "iat", "iss", "aud"} {
+		meant[name] = "has a meaning of its own"
+	}
+	for _, claim := range []struct{ path, name string }{
+		{"auth.claims.user_id", c.UserID}, {"auth.claims.role", c.Role}, {"auth.claims.cadet_id", c.CadetID}, {"auth.claims.is_approved", c.IsApproved},
+	} {
+		if other, twice := meant[claim.name]; twice {
+			problems = append(problems, fmt.Errorf("%s: found %q, which %s; allowed is another claim", claim.path, cut(claim.name), other))
+		}
+		meant[claim.name] = "is " + claim.path + " too"
+	}
+	return problems
 }
 
 func fromMap(values map[string]any, name func(string) string) source {
@@ -136,6 +162,18 @@ func known() (paths []string) {
 // testPrefix begins variables that are for the tests and no settings.
 const testPrefix = variablePrefix + "TEST_"
 
+// Variables of the commands that are clients of a relay. They are no settings of a
+// relay, and may be there when one is started.
+const (
+	VariableURL       = variablePrefix + "URL"
+	VariableToken     = variablePrefix + "TOKEN"
+	VariableTokenFile = variablePrefix + "TOKEN_FILE"
+)
+
+// serviceVariable matches what Kubernetes puts into the environment of every
+// container beside a service whose name is syncrelay.
+var serviceVariable = regexp.MustCompile(`^SYNCRELAY_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=|^SYNCRELAY_PORT=(tcp|udp|sctp)://`)
+
 func fromEnvironment(environ []string) (s source, problems []error) {
 	paths := make(map[string]string)
 	var names []string
@@ -146,7 +184,7 @@ func fromEnvironment(environ []string) (s source, problems []error) {
 	values := make(map[string]any)
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
-		if !strings.HasPrefix(name, variablePrefix) || strings.HasPrefix(name, testPrefix) {
+		if !strings.HasPrefix(name, variablePrefix) || serviceVariable.MatchString(entry) || strings.HasPrefix(name, testPrefix) || slices.Contains([]string{VariableURL, VariableToken, VariableTokenFile}, name) {
 			continue
 		}
 		if path, ok := paths[name]; ok {
@@ -160,16 +198,23 @@ func fromEnvironment(environ []string) (s source, problems []error) {
 
 // suggest names the known key that a text is most like.
 func suggest(text string, from []string) string {
+	best := Nearest(text, from)
+	if best == "" {
+		return "allowed are the keys of configs/syncrelay.yaml"
+	}
+	return "did you mean " + best + "?"
+}
+
+// Nearest is the one of several names that somebody may have meant who has written
+// another; empty if none is like it.
+func Nearest(text string, from []string) string {
 	best, least := "", len(text)/2+1
 	for _, candidate := range from {
 		if d := distance(text, candidate); d < least {
 			best, least = candidate, d
 		}
 	}
-	if best == "" {
-		return "allowed are the keys of configs/syncrelay.yaml"
-	}
-	return "did you mean " + best + "?"
+	return best
 }
 
 // distance is how many characters must be added, removed or replaced to make b of a.
@@ -237,7 +282,13 @@ func (k key) loadFile(s *Settings, path, where string) error {
 	if value == "" {
 		return fmt.Errorf("%s%s (%s): file %s is empty; allowed is %s", k.path, fileSuffix, where, path, k.allowed)
 	}
-	return k.check(s, value, "file "+path)
+	if err := k.check(s, value, "file "+path); err != nil {
+		return err
+	}
+	if k.from != nil {
+		k.from(s, path)
+	}
+	return nil
 }
 
 // check sets a value, or says in one line why not.
@@ -264,15 +315,25 @@ func cut(value string) string {
 	return value
 }
 
-// Require checks that required settings are there. Paths are as in the file.
+// Require checks that required settings are there. Paths are as in the file;
+// [AnyKey] stands for any of the keys that tokens are checked with.
 func (s Settings) Require(paths ...string) error {
 	var problems []error
 	for _, path := range paths {
+		also := ""
 		missing := map[string]bool{"database.url": s.Database.URL.Empty(), "auth.hmac_secret": s.Auth.HMACSecret.Empty()}[path]
+		if path == AnyKey {
+			path, also = "auth.hmac_secret", ", or auth.public_key_file, or auth.jwks_url,"
+			missing = s.Auth.HMACSecret.Empty() && s.Auth.PublicKeyFile == "" && s.Auth.JWKSURL == ""
+		}
 		if missing {
 			i := slices.IndexFunc(keys, func(k key) bool { return k.path == path })
-			problems = append(problems, fmt.Errorf("%s (environment %s): found nothing, and it is required; allowed is %s", path, keys[i].environment(), keys[i].allowed))
+			problems = append(problems, fmt.Errorf("%s (environment %s): found nothing, and it%s is required; allowed is %s", path, keys[i].environment(), also, keys[i].allowed))
 		}
 	}
 	return errors.Join(problems...)
 }
+
+// AnyKey is a required setting that several others can stand for: something that
+// tokens are checked with.
+const AnyKey = "auth"

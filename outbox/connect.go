@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -46,6 +47,10 @@ const applicationName = "syncrelay"
 // streams and sessions that end when they are idle came until then.
 const oldestServer = 150000
 
+// transactionTimeoutSince is the first version that can limit transactions, and
+// so a backlog's.
+const transactionTimeoutSince = 170000
+
 // connectTimeout bounds one attempt to connect, operationTimeout one statement
 // of the relay's own, which are all short.
 const (
@@ -53,14 +58,36 @@ const (
 	operationTimeout = 30 * time.Second
 )
 
+// sessionSettings are those of every session of the relay, whatever the server,
+// the database or the role has as its defaults, which are meant for others: a
+// limit of statements would break off a long backlog for ever.
+var sessionSettings = map[string]string{
+	"application_name":                    applicationName,
+	"client_encoding":                     "UTF8", // not the database's: clients are sent JSON
+	"timezone":                            "UTC",
+	"datestyle":                           "ISO",
+	"statement_timeout":                   "0", // the relay counts for itself
+	"lock_timeout":                        "0",
+	"idle_in_transaction_session_timeout": "0",
+	"default_transaction_read_only":       "off",
+	"default_transaction_isolation":       "read committed",
+	"row_security":                        "off", // rows that a policy hides are an error, and not missed
+}
+
+// keepAlive finds a peer that has gone without a word within half a minute, while
+// a session waits for the server and so sends nothing. What the network does
+// not tell, the deadlines of each question find.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
+
 // configure sets what every session of the relay needs.
 func configure(c *pgx.ConnConfig, settings map[string]string) {
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = connectTimeout
 	}
-	c.RuntimeParams["application_name"] = applicationName
-	c.RuntimeParams["timezone"] = "UTC"
-	c.RuntimeParams["datestyle"] = "ISO"
+	c.DialFunc = (&net.Dialer{KeepAliveConfig: keepAlive}).DialContext
+	for name, value := range sessionSettings {
+		c.RuntimeParams[name] = value
+	}
 	for name, value := range settings {
 		c.RuntimeParams[name] = value
 	}
@@ -77,9 +104,14 @@ func connect(ctx context.Context, databaseURL string, settings map[string]string
 	if err != nil {
 		return nil, explain(err, c)
 	}
+	ctx, cancel := context.WithTimeout(ctx, operationTimeout)
+	defer cancel()
 	var version int
 	var name string
 	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, current_setting('server_version')`).Scan(&version, &name)
+	if err == nil && version >= transactionTimeoutSince {
+		_, err = conn.Exec(ctx, `SET transaction_timeout = 0`)
+	}
 	if err == nil && version < oldestServer {
 		err = &Problem{What: "the server is PostgreSQL " + name, Mend: "use PostgreSQL 15 or later", Fatal: true}
 	}

@@ -3,12 +3,14 @@
 // ID, the ownership that lets only one relay assign, and the API with which
 // programs in Go write rows.
 //
-// [Source] implements relay.Source: attach.go sees to the publication and the
-// slot, stream.go reads the slot, pgoutput.go decodes what it brings, and
-// backlog.go reads the rows that it does not bring. [Journal] implements
+// [Source] implements relay.Source: source.go and publication.go see to the slot
+// and the publication, stream.go reads the slot, pgoutput.go decodes what it
+// brings, backlog.go reads the rows that it does not bring, and unreadable.go
+// gets past those that the server can't send. [Journal] implements
 // relay.Journal: ownership.go waits for the ownership, tenure.go writes under
-// it, read.go reads events back. [Insert] is the writer's side. README.md
-// explains replication, journal and recovery to the operator.
+// it, copy.go what is much, and shared.go, find.go and read.go read events back.
+// [Insert] is the writer's side. README.md explains replication, journal and
+// recovery to the operator.
 //
 // The package connects with pgx and pglogrepl; it starts no server (see localpg)
 // and makes no table (see schema).

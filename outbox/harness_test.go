@@ -1,11 +1,13 @@
 package outbox_test
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,9 +28,12 @@ var admin = relay.Identity{UserID: 1, Role: "admin"}
 // world is a database with the schema, and relays on it.
 type world struct {
 	testing.TB
-	url     string
+	// url and pool are the superuser's, for what writers and administrators do.
+	url  string
+	pool *pgxpool.Pool
+	// options are the relay's, which logs in as the role that migrate has made for
+	// it and has no other rights than that gives.
 	options outbox.Options
-	pool    *pgxpool.Pool
 }
 
 // newWorld makes a database on the shared server. Slots are the server's, so
@@ -52,7 +57,35 @@ func newWorldAt(t testing.TB, databaseURL string) *world {
 	if _, err := schema.Migrate(ctx, databaseURL, schema.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	return openWorld(t, databaseURL)
+	w := openWorld(t, databaseURL)
+	w.letRelayLogIn()
+	return w
+}
+
+// relayRole is the role that migrate makes for relays.
+const relayRole = "syncrelay_relay"
+
+// logins lets one test at a time change a role, which is the whole server's.
+var logins sync.Mutex
+
+func (w *world) letRelayLogIn() {
+	w.Helper()
+	logins.Lock()
+	defer logins.Unlock()
+	if w.query(`SELECT rolcanlogin::text FROM pg_roles WHERE rolname = $1`, relayRole)[0] == "false" {
+		w.exec(`ALTER ROLE ` + relayRole + ` LOGIN`)
+	}
+}
+
+// as is a database's URL for another role.
+func as(t testing.TB, role, databaseURL string) string {
+	t.Helper()
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.User(role)
+	return u.String()
 }
 
 func openWorld(t testing.TB, databaseURL string) *world {
@@ -68,7 +101,7 @@ func openWorld(t testing.TB, databaseURL string) *world {
 	t.Cleanup(pool.Close)
 	name := strings.TrimPrefix(u.Path, "/")
 	return &world{TB: t, url: databaseURL, pool: pool, options: outbox.Options{
-		URL: databaseURL, Slot: name, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		URL: as(t, relayRole, databaseURL), Slot: name, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}}
 }
 
@@ -92,6 +125,12 @@ func (w *world) query(sql string, args ...any) []string {
 		w.Fatalf("%s: %v", sql, err)
 	}
 	return found
+}
+
+// awaitQuery waits until a query finds something.
+func (w *world) awaitQuery(sql string, args ...any) {
+	w.Helper()
+	relaytest.Wait(w, sql, func() bool { return len(w.query(sql, args...)) > 0 })
 }
 
 // insert writes rows in one transaction and returns their ids.
@@ -144,6 +183,23 @@ func (w *world) launch(o relay.Options) running {
 	r := relay.New(o)
 	w.Cleanup(journal.Close)
 	return running{r, relaytest.Run(w, r)}
+}
+
+// fails starts a relay that can't serve, and returns what it ends with.
+func (w *world) fails() error {
+	w.Helper()
+	journal, err := outbox.NewJournal(w.options)
+	if err != nil {
+		w.Fatal(err)
+	}
+	defer journal.Close()
+	ctx, cancel := context.WithTimeout(w.Context(), 30*time.Second)
+	defer cancel()
+	err = relay.New(relay.Options{Source: outbox.NewSource(w.options), Journal: journal, Logger: w.options.Logger}).Run(ctx)
+	if err == nil {
+		w.Fatal("the relay does not end by itself")
+	}
+	return err
 }
 
 // waitForFreeSlot waits until the server has noticed that a relay has gone.

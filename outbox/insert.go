@@ -79,8 +79,8 @@ var ErrReservedType = errors.New("the event type is reserved")
 // arguments checks the row and makes the statement's arguments.
 func (r Row) arguments() ([]any, error) {
 	if relay.ReservedType(r.Type) {
-		return nil, fmt.Errorf("%w: found %q; allowed is any text but the empty one, %s, %s, %s and %s", ErrReservedType, r.Type,
-			relay.TypePong, relay.TypeError, relay.TypeConnectionEstablished, relay.TypeReplayComplete)
+		return nil, fmt.Errorf("%w: found %q; allowed is any text but the empty one, %s, %s, %s, %s and %s", ErrReservedType, r.Type,
+			relay.TypePong, relay.TypeError, relay.TypeConnectionEstablished, relay.TypeReplayComplete, relay.TypeTokenExpiring)
 	}
 	payload := []byte(`{}`)
 	if r.Payload != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"regexp"
 	"sync"
 	"time"
@@ -21,6 +22,8 @@ type Retention struct {
 	// Retained is told, after each run, of the oldest event that is left (0 for
 	// none) and of the newest that was deleted, by this relay or another.
 	Retained func(oldest, deleted int64)
+	// Failed is told of a run that did not come to its end; nil for nobody.
+	Failed func()
 }
 
 // Work is what a janitor has done.
@@ -70,7 +73,15 @@ const (
 	lockTimeout = "200ms"
 )
 
-// Run works once an interval until ctx ends. A run that fails is logged, and
+// What a run's questions may take: those about single things, those that delete
+// one batch, and those that look at a whole partition.
+const (
+	batchTimeout     = 2 * time.Minute
+	partitionTimeout = 30 * time.Minute
+)
+
+// Run works once an interval until ctx ends, give or take a little, so that several
+// relays don't for ever meet at the same moment, where one of them looks on. A run that fails is logged, and
 // the next one makes up for it.
 func (j *Janitor) Run(ctx context.Context) error {
 	timer := time.NewTimer(min(j.r.Interval, 5*time.Second)) // not in the way of the start
@@ -82,9 +93,12 @@ func (j *Janitor) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		if err := j.Once(ctx); err != nil && ctx.Err() == nil {
+			if j.r.Failed != nil {
+				j.r.Failed()
+			}
 			j.logger.Warn("retention did not come to its end and is tried again", "error", err, "in", j.r.Interval)
 		}
-		timer.Reset(j.r.Interval)
+		timer.Reset(j.r.Interval - rand.N(j.r.Interval/10+1)) //nolint:gosec // needs no secrecy
 	}
 }
 
@@ -95,23 +109,27 @@ func (j *Janitor) Once(ctx context.Context) error {
 		return err
 	}
 	defer closeConn(conn) // and with it the lock
+	short, cancel := context.WithTimeout(ctx, operationTimeout)
+	defer cancel()
 	var mine bool
-	if err := conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1, $2)`, lockClass, lockJanitor).Scan(&mine); err != nil {
+	if err := conn.QueryRow(short, `SELECT pg_catalog.pg_try_advisory_lock($1, $2)`, lockClass, lockJanitor).Scan(&mine); err != nil {
 		return fmt.Errorf("ask whether another relay does the retention: %w", explain(err, conn.Config()))
 	}
 	var failed error
 	if mine {
 		failed = j.clean(ctx, conn)
 	}
+	short, cancel = context.WithTimeout(ctx, operationTimeout)
+	defer cancel()
 	var oldest, deleted int64
-	err = conn.QueryRow(ctx, `SELECT coalesce((SELECT min(event_id) FROM syncrelay.journal), 0), deleted_event_id FROM syncrelay.state`).Scan(&oldest, &deleted)
+	err = conn.QueryRow(short, `SELECT coalesce((SELECT min(event_id) FROM syncrelay.journal), 0), deleted_event_id FROM syncrelay.state`).Scan(&oldest, &deleted)
 	if err != nil {
 		return errors.Join(failed, fmt.Errorf("ask what is left: %w", explain(err, conn.Config())))
 	}
 	if j.r.Retained != nil {
 		j.r.Retained(oldest, deleted)
 	}
-	if failed == nil {
+	if mine && failed == nil { // what another does is its success
 		j.mu.Lock()
 		j.work.LastSuccess = time.Now()
 		j.mu.Unlock()
@@ -121,16 +139,18 @@ func (j *Janitor) Once(ctx context.Context) error {
 
 // clean does the work of a run. Each part is worth doing though another failed.
 func (j *Janitor) clean(ctx context.Context, conn *pgx.Conn) error {
-	t, err := lookUpTable(ctx, conn)
+	short, cancel := context.WithTimeout(ctx, operationTimeout)
+	defer cancel()
+	t, err := lookUpTable(short, conn)
 	if err != nil {
 		return err
 	}
 	var cutoff time.Time
-	if err := conn.QueryRow(ctx, `SELECT now() - $1::interval`, j.r.Window).Scan(&cutoff); err != nil {
+	if err := conn.QueryRow(short, `SELECT now() - $1::interval`, j.r.Window).Scan(&cutoff); err != nil {
 		return fmt.Errorf("ask for the server's time: %w", err)
 	}
 	var failed error
-	if _, err := conn.Exec(ctx, `SELECT syncrelay.make_partitions($1)`, daysAhead); err != nil {
+	if _, err := conn.Exec(short, `SELECT syncrelay.make_partitions($1)`, daysAhead); err != nil {
 		failed = fmt.Errorf("make partitions ahead: %w", explain(err, conn.Config()))
 	}
 	if t.partitioned {
@@ -142,16 +162,20 @@ func (j *Janitor) clean(ctx context.Context, conn *pgx.Conn) error {
 // dayName is the name of a day's partition, as syncrelay.make_partitions gives it.
 var dayName = regexp.MustCompile(`^sync_events_p(\d{8})$`)
 
+// findPartitions lists the partitions that this role may drop. What stands in
+// others is deleted row by row.
 const findPartitions = `
 SELECT n.nspname, c.relname
   FROM pg_catalog.pg_partition_tree('sync_events') p
   JOIN pg_catalog.pg_class c ON c.oid = p.relid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE p.isleaf ORDER BY c.relname`
+ WHERE p.isleaf AND pg_catalog.pg_has_role(c.relowner, 'USAGE') ORDER BY c.relname`
 
 // dropDays drops the partitions of days that are past the window.
 func (j *Janitor) dropDays(ctx context.Context, conn *pgx.Conn, t table, cutoff time.Time) error {
-	rows, err := conn.Query(ctx, findPartitions)
+	short, cancel := context.WithTimeout(ctx, operationTimeout)
+	defer cancel()
+	rows, err := conn.Query(short, findPartitions)
 	if err != nil {
 		return fmt.Errorf("list the partitions: %w", explain(err, conn.Config()))
 	}
@@ -181,10 +205,18 @@ func (j *Janitor) dropDays(ctx context.Context, conn *pgx.Conn, t table, cutoff 
 // and gives up if it can't have that lock soon. (Postgres can't detach a
 // partition concurrently from a table with a default partition.)
 func (j *Janitor) dropDay(ctx context.Context, conn *pgx.Conn, t table, partition pgx.Identifier) error {
+	ctx, cancel := context.WithTimeout(ctx, partitionTimeout)
+	defer cancel()
 	name := partition.Sanitize()
 	kept := false
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `LOCK TABLE ONLY `+name+` IN ACCESS EXCLUSIVE MODE`); err != nil {
+		// Replays read on meanwhile, and nobody writes.
+		if _, err := tx.Exec(ctx, `LOCK TABLE ONLY `+name+` IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+			return err
+		}
+		// Without statistics of the partition, the planner would compare each of its
+		// rows with each of the journal's.
+		if _, err := tx.Exec(ctx, `SET LOCAL enable_nestloop = off`); err != nil {
 			return err
 		}
 		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM ONLY `+name+` s WHERE NOT EXISTS (SELECT FROM syncrelay.journal j WHERE `+t.joined()+`))`).Scan(&kept)
@@ -201,10 +233,25 @@ func (j *Janitor) dropDay(ctx context.Context, conn *pgx.Conn, t table, partitio
 		j.logger.Warn("a partition past the retention window is kept, because it has rows that were not relayed", "partition", name)
 		return nil
 	}
-	if _, err := conn.Exec(ctx, `DROP TABLE `+name); err != nil {
+	begun := time.Now()
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `LOCK TABLE ONLY `+t.name.Sanitize()+` IN ACCESS EXCLUSIVE MODE`); err != nil {
+			return err
+		}
+		// A row with a date of long ago may have come since.
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM ONLY `+name+`)`).Scan(&kept); err != nil || kept {
+			return err
+		}
+		_, err := tx.Exec(ctx, `DROP TABLE `+name)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("drop the empty partition %s: %w", name, explain(err, conn.Config()))
 	}
-	j.logger.Info("dropped a day's partition", "partition", name)
+	if kept {
+		return nil
+	}
+	j.logger.Info("dropped a day's partition", "partition", name, "writers_waited_at_most", time.Since(begun).Round(time.Microsecond))
 	return nil
 }
 
@@ -235,11 +282,21 @@ SELECT count(*) FROM old`
 // with their partition.
 func (j *Janitor) deleteRows(ctx context.Context, conn *pgx.Conn, t table, cutoff time.Time) error {
 	sql := deleteOld(t)
+	var deleted int64
+	defer func() {
+		if deleted > 0 {
+			j.logger.Info("deleted events past the retention window", "events", deleted, "older_than", cutoff)
+		}
+	}()
 	for {
 		var n int64
-		if err := conn.QueryRow(ctx, sql, cutoff, batchRows).Scan(&n); err != nil {
+		one, cancel := context.WithTimeout(ctx, batchTimeout)
+		err := conn.QueryRow(one, sql, cutoff, batchRows).Scan(&n)
+		cancel()
+		if err != nil {
 			return fmt.Errorf("delete events past the retention window: %w", explain(err, conn.Config()))
 		}
+		deleted += n
 		j.mu.Lock()
 		j.work.Deleted += n
 		j.mu.Unlock()

@@ -1,7 +1,10 @@
 package outbox_test
 
 import (
+	"context"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -150,14 +153,33 @@ func TestSeveralJanitorsAtOnceAreHarmless(t *testing.T) {
 	r := w.start(relay.Options{})
 	w.old(30, 3000)
 	waitForJournal(w, 3000)
+	name := w.day(20)
+	w.old(20, 100)
+	waitForJournal(w, 3100)
+	// Each batch takes long enough for the others to come, and all see what is old.
+	w.exec(`CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$`)
+	w.exec(`CREATE TRIGGER take_time AFTER DELETE ON syncrelay.journal FOR EACH STATEMENT EXECUTE FUNCTION take_time()`)
 	done := make(chan error)
+	var janitors []*outbox.Janitor
 	for range 4 {
-		go func() { done <- w.janitor(r).Once(t.Context()) }()
+		j := w.janitor(r)
+		janitors = append(janitors, j)
+		go func() { done <- j.Once(t.Context()) }()
 	}
 	for range 4 {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+	}
+	var deleted int64
+	for _, j := range janitors {
+		deleted += j.Work().Deleted
+	}
+	if deleted != 3100 {
+		t.Errorf("%d events were deleted by all together, want 3100: each by one of them", deleted)
+	}
+	if left := w.query(`SELECT relid::text FROM pg_partition_tree('sync_events') WHERE relid::text = $1`, name); len(left) > 0 {
+		t.Errorf("partition %s is left", name)
 	}
 	if left := w.query(`SELECT count(*)::text FROM sync_events`)[0]; left != "0" {
 		t.Errorf("%s rows are left", left)
@@ -178,5 +200,48 @@ func TestAdoptedTableIsRelayedAndCleaned(t *testing.T) {
 	w.clean(w.janitor(r))
 	if left := w.query(`SELECT count(*)::text FROM sync_events`)[0]; left != "10" {
 		t.Errorf("%s rows are left, want those of the last 6 days and 4 of today", left)
+	}
+}
+
+// Writers write while days are dropped and rows deleted. The longest that one of
+// them waited is printed; without a long transaction in the way it is the time
+// for which the table is locked.
+func TestRetentionDoesNotKeepWritersWaiting(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.start(relay.Options{})
+	const rows = 30000
+	w.day(20)
+	w.day(21)
+	w.old(20, rows/3)
+	w.old(21, rows/3)
+	w.old(30, rows/3)
+	waitForJournal(w, rows)
+	ctx, stop := context.WithCancel(t.Context())
+	waits := make([]time.Duration, 2)
+	var writers sync.WaitGroup
+	for i := range waits {
+		writers.Go(func() {
+			for ctx.Err() == nil {
+				begun := time.Now()
+				if _, err := w.pool.Exec(t.Context(), `INSERT INTO sync_events (event_type) VALUES ('x')`); err != nil {
+					t.Error(err)
+					return
+				}
+				waits[i] = max(waits[i], time.Since(begun))
+			}
+		})
+	}
+	begun := time.Now()
+	w.clean(w.janitor(r))
+	took := time.Since(begun)
+	stop()
+	writers.Wait()
+	if left := w.query(`SELECT count(*)::text FROM sync_events WHERE event_type = 'old'`)[0]; left != "0" {
+		t.Errorf("%s old rows are left", left)
+	}
+	t.Logf("%d rows were removed in %s, and the slowest insert beside it took %s", rows, took, slices.Max(waits))
+	if longest := slices.Max(waits); longest > 2*time.Second { // the lock's 200 ms, and a machine at work
+		t.Errorf("a writer waited for %s", longest)
 	}
 }

@@ -9,8 +9,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/syncrelay/syncrelay/relay"
 )
 
 // Journal is the relay's record of which row has which event ID, in the tables
@@ -19,8 +17,9 @@ type Journal struct {
 	o      Options
 	logger *slog.Logger
 	pool   *pgxpool.Pool // for reading back
-	// session is the server process of this relay's last tenure, 0 for none.
-	session atomic.Uint32
+	queue  queue         // of what is to be read back
+	// session is the server process of this relay's last tenure.
+	session atomic.Pointer[backend]
 
 	mu    sync.Mutex
 	table table // as last looked up; its name is nil before
@@ -29,10 +28,11 @@ type Journal struct {
 // readSettings are those of the sessions that read events back. Every such read
 // is a range scan of an index of the journal and look-ups in one of the table.
 // The planner can't know how short the range is, and at the wrong guess reads
-// whole tables: it is not given the choice.
+// whole tables, or all of a group's range to sort it: it is not given the choice.
 var readSettings = map[string]string{
 	"default_transaction_read_only": "on",
 	"enable_seqscan":                "off",
+	"enable_bitmapscan":             "off",
 	"enable_hashjoin":               "off",
 	"enable_mergejoin":              "off",
 	"jit":                           "off",
@@ -77,10 +77,4 @@ func (j *Journal) knownTable(ctx context.Context, conn *pgx.Conn) (table, error)
 		j.table = t
 	}
 	return t, err
-}
-
-// Newest is part of relay.JournalReader.
-func (j *Journal) Newest(ctx context.Context, limit, maxBytes int) ([]*relay.Event, error) {
-	events, _, err := j.read(ctx, newestEntries, maxBytes, limit, limit)
-	return events, err
 }

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/syncrelay/syncrelay/relay"
@@ -42,9 +44,11 @@ var fieldNames = map[string]field{
 	"roles": fieldRoles, "payload": fieldPayload, "created_at": fieldCreatedAt,
 }
 
-// relation is what the stream told of a table: which of its columns is which field.
+// relation is what the stream told of a table: which of its columns is which
+// field. A table of somebody else's that the publication has too is ignored.
 type relation struct {
 	name    string
+	ignored bool
 	columns []relationColumn
 }
 
@@ -56,6 +60,7 @@ type relationColumn struct {
 // decoder decodes the messages of pgoutput, protocol version 1. A row that it
 // returns is valid until the next call.
 type decoder struct {
+	table     string // schema and name of the table whose rows are events
 	relations map[uint32]*relation
 	types     *pgtype.Map
 	row       relay.Row
@@ -64,8 +69,8 @@ type decoder struct {
 	lastType  string // rows mostly repeat their event_type: one string serves
 }
 
-func newDecoder() *decoder {
-	return &decoder{relations: make(map[uint32]*relation), types: pgtype.NewMap()}
+func newDecoder(table pgx.Identifier) *decoder {
+	return &decoder{table: strings.Join(table, "."), relations: make(map[uint32]*relation), types: pgtype.NewMap()}
 }
 
 // errShort: a message ended before its last field.
@@ -170,21 +175,26 @@ func (d *decoder) relation(b []byte) error {
 	if r.err != nil {
 		return r.err
 	}
-	if !found[fieldID] || !found[fieldType] {
+	rel.ignored = rel.name != d.table
+	if !rel.ignored && (!found[fieldID] || !found[fieldType]) {
 		return fmt.Errorf("table %s has no column id or event_type, so its rows are no events", rel.name)
 	}
 	d.relations[id] = rel
 	return nil
 }
 
-// insert decodes an Insert message. committed stands in for a created_at that
-// is NULL, which an adopted table may hold.
+// insert decodes an Insert message, and returns nil for a row of another table.
+// committed stands in for a created_at that is NULL, which an adopted table may
+// hold.
 func (d *decoder) insert(b []byte, committed time.Time) (*relay.Row, error) {
 	r := reader{b: b}
 	id := r.uint32()
 	rel := d.relations[id]
 	if rel == nil && r.err == nil {
 		return nil, fmt.Errorf("a row of table %d came before its description", id)
+	}
+	if rel != nil && rel.ignored {
+		return nil, r.err
 	}
 	if kind := r.byte(); kind != 'N' && r.err == nil {
 		return nil, fmt.Errorf("a new row begins with %q instead of 'N'", kind)
@@ -233,6 +243,9 @@ func (d *decoder) set(col relationColumn, format int16, value []byte) (err error
 		d.row.CadetID, err = d.integer(col.oid, format, value)
 		d.row.HasCadet = err == nil
 	case fieldType:
+		if col.oid == pgtype.BPCharOID { // char(n): its padding means nothing, as in a cast to text
+			value = bytes.TrimRight(value, " ")
+		}
 		if string(value) != d.lastType { // no allocation: the compiler compares in place
 			d.lastType = string(value)
 		}
@@ -331,6 +344,9 @@ func serverTime(us uint64) time.Time {
 	case math.MinInt64:
 		return time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC)
 	default:
-		return time.UnixMicro(serverEpoch.UnixMicro() + n).UTC()
+		// Not by way of microseconds since 1970: the server's last years, 294247 and
+		// later, are too many of them for 64 bits.
+		const second = int64(time.Second / time.Microsecond)
+		return time.Unix(serverEpoch.Unix()+n/second, n%second*int64(time.Microsecond)).UTC()
 	}
 }

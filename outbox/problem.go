@@ -37,6 +37,9 @@ func (p *Problem) Unwrap() error { return p.Cause }
 // Permanent is what relay.IsPermanent asks for.
 func (p *Problem) Permanent() bool { return p.Fatal }
 
+// relayRole has all rights that a relay needs; migrate makes it.
+const relayRole = "syncrelay_relay"
+
 // Codes of errors, from appendix A of the Postgres manual.
 const (
 	codeInvalidPassword      = "28P01"
@@ -46,12 +49,15 @@ const (
 	codeUndefinedObject      = "42704"
 	codeUndefinedTable       = "42P01"
 	codeUndefinedColumn      = "42703"
+	codeUndefinedFunction    = "42883"
+	codeSyntax               = "42601"
 	codeNotInState           = "55000"
 	codeObjectInUse          = "55006"
 	codeLockNotAvailable     = "55P03"
 	codeLimitExceeded        = "53400"
 	codeTooManyConnections   = "53300"
 	codeDuplicateObject      = "42710"
+	codeUndefinedFile        = "58P01"
 )
 
 // code is the SQLSTATE of an error, empty if it is not the server's.
@@ -64,8 +70,12 @@ func code(err error) string {
 }
 
 // explain turns an error of the server into one that names what mends it. Any
-// other error is returned as it is.
+// other error is returned as it is, and so is one that names that already.
 func explain(err error, c *pgx.ConnConfig) error {
+	var explained *Problem
+	if errors.As(err, &explained) {
+		return err
+	}
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
 		return unreachable(err, c)
@@ -84,9 +94,15 @@ func explain(err error, c *pgx.ConnConfig) error {
 	case pg.Code == codeNoPrivilege && strings.Contains(strings.ToLower(pg.Message+pg.Detail), "replication"): // the wording changed in 16
 		p.Fatal = true
 		p.Mend = fmt.Sprintf("ALTER ROLE %s REPLICATION", quote(c.User))
+	case pg.Code == codeNoPrivilege && strings.Contains(pg.Message, "row-level security"):
+		p.Fatal = true
+		p.Mend = fmt.Sprintf("ALTER ROLE %s BYPASSRLS", quote(c.User))
+	case pg.Code == codeNoPrivilege && c.User == relayRole:
+		p.Fatal = true
+		p.Mend = "run syncrelay doctor, which prints the GRANT that is missing"
 	case pg.Code == codeNoPrivilege:
 		p.Fatal = true
-		p.Mend = fmt.Sprintf("run syncrelay migrate as the database's owner, then GRANT syncrelay_relay TO %s", quote(c.User))
+		p.Mend = fmt.Sprintf("run syncrelay migrate as the database's owner, then GRANT %s TO %s", relayRole, quote(c.User))
 	case pg.Code == codeUndefinedTable, pg.Code == codeUndefinedColumn:
 		p.Fatal = true
 		p.Mend = "run syncrelay migrate"

@@ -2,12 +2,15 @@ package outbox
 
 import (
 	"net"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/syncrelay/syncrelay/outbox/localpg/pgtest"
 	"github.com/syncrelay/syncrelay/relay"
 )
 
@@ -70,6 +73,33 @@ func TestServerBefore15IsRefused(t *testing.T) {
 	_, err := connect(t.Context(), oldServer(t), nil)
 	if err == nil || err.Error() != "the server is PostgreSQL 14.11; to mend it: use PostgreSQL 15 or later" || !relay.IsPermanent(err) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestClocksThatDifferAreTold(t *testing.T) {
+	t.Parallel()
+	databaseURL := pgtest.Database(t)
+	for skew, want := range map[time.Duration]string{
+		0: "the server's clock and this machine's differ by ", time.Hour: "behind this machine's", -time.Hour: "ahead of this machine's",
+	} {
+		checks := Diagnose(t.Context(), Options{URL: databaseURL}, Expectations{Now: func() time.Time { return time.Now().Add(skew) }})
+		i := slices.IndexFunc(checks, func(c Check) bool { return c.Name == "clock" })
+		if c := checks[i]; (c.State == CheckOK) != (skew == 0) || !strings.Contains(c.Found, want) || (c.Mend == "") != (skew == 0) {
+			t.Errorf("clocks that differ by %s: %+v", skew, c)
+		}
+	}
+}
+
+func TestServerBefore15IsDiagnosed(t *testing.T) {
+	t.Parallel()
+	checks := Diagnose(t.Context(), Options{URL: oldServer(t)}, Expectations{})
+	if c := checks[0]; c.Name != "database" || c.State != CheckFails || c.Found != "the server is PostgreSQL 14.11" || c.Mend != "use PostgreSQL 15 or later" {
+		t.Errorf("got %+v", c)
+	}
+	for _, c := range checks[1:] {
+		if c.State != CheckLeftOut {
+			t.Errorf("got %+v, want that it is left out", c)
+		}
 	}
 }
 

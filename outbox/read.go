@@ -3,7 +3,7 @@ package outbox
 import (
 	"context"
 	"fmt"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,44 +15,27 @@ import (
 // a reader costs. One event is read however large it is.
 const pageBytes = 2 << 20
 
-// Read is part of relay.JournalReader.
-func (j *Journal) Read(ctx context.Context, after, through int64, groups []relay.Group, limit int) ([]*relay.Event, int64, error) {
-	entries, args := entriesOf(groups, limit)
-	events, last, err := j.read(ctx, entries, pageBytes, limit, append([]any{after, through}, args...)...)
-	if last == 0 {
-		last = through // there is nothing more up to there
-	}
-	return events, last, err
+// entriesPage is what read found.
+type entriesPage struct {
+	relay.Page
+	// deleted is the newest event that retention had deleted when the rest had been
+	// read.
+	deleted int64
+	// read is how many entries were, events and gaps, and at the last of them.
+	read, at int64
 }
 
-// newestEntries selects the newest entries of the journal: at most $1.
-const newestEntries = `SELECT event_id FROM syncrelay.journal ORDER BY event_id DESC LIMIT $1`
+// Entries whose events are read.
+const (
+	// newestEntries selects the newest of the journal: at most $1.
+	newestEntries = `SELECT event_id FROM syncrelay.journal ORDER BY event_id DESC LIMIT $1`
+	// theseEntries selects those with certain IDs.
+	theseEntries = `SELECT event_id FROM unnest($1::bigint[]) event_id`
+)
 
-// entriesOf is the query for the entries that are for one of the groups, above
-// $1 and up to $2: one range of an index for each group.
-func entriesOf(groups []relay.Group, limit int) (query string, args []any) {
-	const bounds = `event_id > $1 AND event_id <= $2 ORDER BY event_id LIMIT `
-	var parts []string
-	for _, g := range groups {
-		var from string
-		switch cadet, isCadet := g.Cadet(); {
-		case g == relay.Staff:
-			from = `syncrelay.journal WHERE staff AND `
-		case isCadet:
-			args = append(args, cadet)
-			from = fmt.Sprintf(`syncrelay.journal WHERE cadet_id = $%d AND `, len(args)+2)
-		default:
-			args = append(args, g.String())
-			from = fmt.Sprintf(`syncrelay.journal_audience WHERE audience = $%d AND `, len(args)+2)
-		}
-		parts = append(parts, fmt.Sprintf(`(SELECT event_id FROM %s%s%d)`, from, bounds, limit))
-	}
-	return fmt.Sprintf(`SELECT event_id FROM (%s) u ORDER BY event_id LIMIT %d`, strings.Join(parts, " UNION "), limit), args
-}
-
-// eventsQuery reads the rows of the entries that a query selects, in the order
-// of their IDs. It gives up after maxBytes of payloads, counted from the end at
-// which the query begins, and tells by the number of entries that it did. A row
+// eventsQuery reads the rows of the entries that a query selects, by their IDs
+// from the end at which the query begins. It gives up after maxBytes of payloads and
+// tells by the number of entries that it did. A row
 // that somebody has deleted from the table leaves its entry without one.
 func eventsQuery(t table, entries string, maxBytes int, newestFirst bool) string {
 	direction := ``
@@ -68,48 +51,108 @@ SELECT %s, s.event_id, s.entries, s.present
           JOIN syncrelay.journal j USING (event_id)
           LEFT JOIN %s s ON %s) s
  WHERE s.bytes_before < %d
- ORDER BY s.event_id`,
-		rowColumns(`s.journaled_created_at`), direction, entries, t.name.Sanitize(), t.joined(), maxBytes)
+ ORDER BY s.event_id%s`,
+		rowColumns(`s.journaled_created_at`), direction, entries, t.name.Sanitize(), t.joined(), maxBytes, direction)
 }
 
-// read runs a query of entries and encodes their events. last is where the next
-// read must go on, 0 if there was nothing more than what was read.
-func (j *Journal) read(ctx context.Context, entries string, maxBytes, limit int, args ...any) (events []*relay.Event, last int64, err error) {
+// readThese reads the events with certain IDs, in order. Through is the last that
+// it has come to, 0 if it has come to all.
+func (j *Journal) readThese(ids []int64) (page entriesPage, err error) {
+	err = j.inSession(context.Background(), func(ctx context.Context, conn *pgx.Conn) error {
+		t, err := j.knownTable(ctx, conn)
+		if err != nil {
+			return err
+		}
+		if page, err = readEntries(ctx, conn, t, theseEntries, pageBytes, len(ids), ids); unreadable(err) {
+			err = j.readPast(ctx, conn, t, &page, err, ids)
+		}
+		return err
+	})
+	return page, err
+}
+
+// Newest is part of relay.JournalReader.
+func (j *Journal) Newest(ctx context.Context, epoch string, limit, maxBytes int) ([]*relay.Event, error) {
+	var page entriesPage
+	err := j.inSession(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		t, err := j.knownTable(ctx, conn)
+		if err != nil {
+			return err
+		}
+		var present string
+		if err := conn.QueryRow(ctx, `SELECT epoch FROM syncrelay.state`).Scan(&present); err != nil {
+			return fmt.Errorf("ask for the journal's epoch: %w", err)
+		}
+		if !isOf(present, epoch) {
+			return relay.ErrNewEpoch
+		}
+		if page, err = readEntries(ctx, conn, t, newestEntries, maxBytes, limit, limit); unreadable(err) {
+			err = nil // what is newer than the row will do
+		}
+		return err
+	})
+	slices.Reverse(page.Events)
+	return page.Events, err
+}
+
+// inSession does something in a session that reads.
+func (j *Journal) inSession(ctx context.Context, do func(context.Context, *pgx.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
 	conn, err := j.pool.Acquire(ctx)
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
 	defer conn.Release()
-	t, err := j.knownTable(ctx, conn.Conn())
-	if err != nil {
-		return nil, 0, err
-	}
-	rows, err := conn.Query(ctx, eventsQuery(t, entries, maxBytes, entries == newestEntries), args...)
-	if err != nil {
-		return nil, 0, explain(err, conn.Conn().Config())
-	}
-	defer rows.Close()
+	return explain(do(ctx, conn.Conn()), conn.Conn().Config())
+}
+
+// readEntries runs a query of entries and encodes their events, which it returns
+// with an error too, up to where that came. Through is where the next read must go
+// on, 0 if there was nothing more than what was read.
+func readEntries(ctx context.Context, conn *pgx.Conn, t table, entries string, maxBytes, limit int, args ...any) (page entriesPage, err error) {
+	newestFirst := entries == newestEntries
+	var batch pgx.Batch
+	batch.Queue(eventsQuery(t, entries, maxBytes, newestFirst), args...).Query(func(rows pgx.Rows) error {
+		return t.scanEntries(rows, &page, limit, newestFirst, maxBytes)
+	})
+	// After the rows, in a snapshot of its own: whatever was deleted before they
+	// were read is noted by then.
+	batch.Queue(askDeleted).QueryRow(func(row pgx.Row) error { return row.Scan(&page.deleted) })
+	err = conn.SendBatch(ctx, &batch).Close()
+	return page, err
+}
+
+const askDeleted = `SELECT deleted_event_id FROM syncrelay.state`
+
+// inflation bounds how much larger than stored the events of one read may be:
+// the server counts payloads compressed.
+const inflation = 4
+
+// scanEntries reads the rows of an eventsQuery into a page.
+func (t table) scanEntries(rows pgx.Rows, page *entriesPage, limit int, newestFirst bool, maxBytes int) error {
 	var row relay.Row
-	var id, found, read int64
-	for rows.Next() {
+	var id, found int64
+	bytes := 0
+	for bytes <= inflation*maxBytes && rows.Next() {
 		var present bool
-		read++
 		if err := t.scanEntry(rows, &row, &id, &found, &present); err != nil {
-			return nil, 0, err
+			return err
 		}
-		if present {
-			events = append(events, relay.NewEvent(id, &row, time.Time{}))
+		page.read, page.at = page.read+1, id
+		if !present {
+			page.Gap = true
+			continue
 		}
+		e := relay.NewEvent(id, &row, time.Time{})
+		bytes += e.Size()
+		page.Events = append(page.Events, e)
 	}
-	if err := rows.Err(); err != nil {
-		return nil, 0, explain(err, conn.Conn().Config())
+	rows.Close()
+	if !newestFirst && (page.read < found || found == int64(limit)) {
+		page.Through = id
 	}
-	if read < found || found == int64(limit) {
-		last = id
-	}
-	return events, last, nil
+	return rows.Err()
 }
 
 // scanEntry reads an entry of eventsQuery, whose row may be missing.

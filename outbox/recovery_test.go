@@ -1,13 +1,22 @@
 package outbox_test
 
 import (
+	"context"
+	"log/slog"
 	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
+	"github.com/syncrelay/syncrelay/outbox"
 	"github.com/syncrelay/syncrelay/outbox/localpg"
 	"github.com/syncrelay/syncrelay/outbox/localpg/pgtest"
 	"github.com/syncrelay/syncrelay/relay"
 	"github.com/syncrelay/syncrelay/relay/relaytest"
+	"github.com/syncrelay/syncrelay/schema"
 )
 
 // got waits until the client has n events and returns their IDs.
@@ -61,6 +70,18 @@ func TestSlotThatCannotGoOnLosesNothingAndRepeatsNothing(t *testing.T) {
 		"with a publication that was emptied": func(w *world) {
 			w.exec(`ALTER PUBLICATION syncrelay DROP TABLE sync_events`)
 			w.insert(grade(50))
+		},
+		"with its table out of the publication for a while": func(w *world) {
+			w.exec(`ALTER PUBLICATION syncrelay DROP TABLE sync_events`)
+			w.insert(grade(50))
+			w.exec(`ALTER PUBLICATION syncrelay ADD TABLE sync_events`)
+		},
+		"with a publication that was made anew": func(w *world) {
+			w.exec(`DROP PUBLICATION syncrelay`)
+			w.insert(grade(50))
+			if _, err := schema.Migrate(w.Context(), w.url, schema.Options{}); err != nil {
+				w.Fatal(err)
+			}
 		},
 		"with a publication that filtered": func(w *world) {
 			w.exec(`ALTER PUBLICATION syncrelay SET TABLE sync_events WHERE (cadet_id < 10)`)
@@ -223,5 +244,370 @@ func TestSlotFollowsAFailoverWhereTheServerKnowsHow(t *testing.T) {
 	failover := w.query(`SELECT coalesce(to_jsonb(s)->>'failover', 'unknown') FROM pg_replication_slots s WHERE slot_name = $1`, w.options.Slot)[0]
 	if want := map[bool]string{true: "true", false: "unknown"}[pgtest.Server(t).Version() >= 17]; failover != want {
 		t.Errorf("failover of the slot is %s, want %s", failover, want)
+	}
+}
+
+// What a writer or an administrator can do to the table and the publication must
+// not stop the relay, nor its next start.
+func TestOddRowsAndTablesAreNoPoison(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("0123456789abcdef", 1000)
+	faults := map[string]struct {
+		sql  string
+		args []any
+	}{
+		"a role longer than an index can hold": {`INSERT INTO sync_events (event_type, roles) SELECT 'x', array_agg(md5(i::text) || $1) FROM generate_series(1, 3) i`, []any{long}},
+		"a type that is NULL":                  {`INSERT INTO sync_events (event_type) VALUES (NULL)`, nil},
+		"rows of another table":                {`INSERT INTO other VALUES (1), (2)`, nil},
+	}
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorldWith(t, `CREATE TABLE sync_events (id bigserial PRIMARY KEY, event_type text, payload jsonb, created_at timestamptz DEFAULT now());
+				CREATE TABLE other (a int);
+				CREATE PUBLICATION syncrelay FOR ALL TABLES`)
+			w.exec(`ALTER TABLE sync_events ALTER event_type DROP NOT NULL`)
+			first := w.start(relay.Options{})
+			c := relaytest.Connect(t, first.Relay, admin, relay.Start{})
+			w.exec(fault.sql, fault.args...)
+			last := w.insert(grade(1))
+			relaytest.Wait(t, "the row behind it is journaled", func() bool {
+				rows := w.journaled()
+				return len(rows) > 0 && rows[len(rows)-1] == last[0]
+			})
+			relaytest.Wait(t, "it is delivered", func() bool { return len(c.Got()) > 0 })
+			first.stop()
+			second := w.start(relay.Options{})
+			c = relaytest.Connect(t, second.Relay, admin, relay.Start{Resume: true})
+			w.insert(grade(2))
+			got(t, c, 2)
+		})
+	}
+}
+
+// The tables are put back as they were earlier, journal and all, while the
+// server goes on: the IDs that were shown in the time that is forgotten must not
+// be given to other rows.
+func TestTablesPutBackDoNotGiveIDsAgain(t *testing.T) {
+	t.Parallel()
+	for name, keepsSlot := range map[string]bool{"the slot is dropped with the database": false, "the slot is kept": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			r := w.start(relay.Options{})
+			c := relaytest.Connect(t, r.Relay, admin, relay.Start{})
+			w.insert(grade(1))
+			got(t, c, 1)
+			r.stop()
+			w.exec(`CREATE SCHEMA copy; CREATE TABLE copy.state AS TABLE syncrelay.state; CREATE TABLE copy.journal AS TABLE syncrelay.journal`)
+			r = w.start(relay.Options{})
+			c = relaytest.Connect(t, r.Relay, admin, relay.Start{})
+			w.insert(grade(2), grade(2))
+			shown := got(t, c, 2)
+			r.stop()
+			w.waitForFreeSlot()
+			w.exec(`DELETE FROM sync_events WHERE cadet_id = 2;
+				DELETE FROM syncrelay.journal; INSERT INTO syncrelay.journal SELECT * FROM copy.journal;
+				DELETE FROM syncrelay.state; INSERT INTO syncrelay.state SELECT * FROM copy.state`)
+			if !keepsSlot {
+				w.exec(`SELECT pg_drop_replication_slot($1)`, w.options.Slot)
+			}
+			r = w.start(relay.Options{})
+			c = relaytest.Connect(t, r.Relay, admin, relay.Start{})
+			w.insert(grade(3), grade(3))
+			if again := got(t, c, 2); again[0] <= shown[1] {
+				t.Errorf("events %v were shown, and other rows are events %v now", shown, again)
+			}
+		})
+	}
+}
+
+// A journal that was carried to another server, whose slot of the same name is
+// not this journal's.
+func TestSlotOfAnotherServerIsNotBelieved(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.start(relay.Options{})
+	w.insert(grade(1))
+	waitForJournal(w, 1)
+	epoch := r.Status().Epoch
+	r.stop()
+	w.waitForFreeSlot()
+	w.exec(`UPDATE syncrelay.state SET system_id = '1', high_commit = 'F/0', confirmed = 'F/0'`)
+	w.insert(grade(2))
+	r = w.start(relay.Options{})
+	c := relaytest.Connect(t, r.Relay, admin, relay.Start{Resume: true})
+	w.insert(grade(3))
+	got(t, c, 3)
+	if r.Status().Epoch == epoch {
+		t.Error("the epoch is that of the other server")
+	}
+}
+
+// One of the server's processes is killed, as by the kernel when memory runs
+// out: the server recovers as from any crash, and keeps its start time.
+func TestKilledBackendIsACrashToo(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Own(t, localpg.Options{Settings: map[string]string{"autovacuum": "off"}})
+	w := newWorldAt(t, server.URL("postgres"))
+	// The relay asks for no flush, and does not come back before the slot is lost
+	// as well.
+	r := w.start(relay.Options{FlushInterval: time.Hour, Retry: func(int) time.Duration { return time.Hour }})
+	c := relaytest.Connect(t, r.Relay, admin, relay.Start{})
+	w.insert(grade(1))
+	epoch := r.Status().Epoch
+	got(t, c, 1)
+	// Nobody else writes the log to disk: of the journal's last entries nothing is
+	// there.
+	walWriter := w.pid(`SELECT pid::text FROM pg_stat_activity WHERE backend_type = 'walwriter'`)
+	signal(t, walWriter, syscall.SIGSTOP)
+	for range 20 {
+		w.insert(grade(2))
+	}
+	shown := got(t, c, 21)
+	started := w.query(`SELECT pg_postmaster_start_time()::text`)[0]
+	signal(t, w.pid(`SELECT pg_backend_pid()::text`), syscall.SIGKILL)
+	relaytest.Wait(t, "the relay has lost its sessions", func() bool { return r.Status().Phase == relay.Retrying })
+	signal(t, walWriter, syscall.SIGCONT) // it was told to quit meanwhile
+	r.stop()
+	w.pool.Reset()
+	relaytest.Wait(t, "the server has recovered", func() bool {
+		var at string
+		return w.pool.QueryRow(t.Context(), `SELECT pg_postmaster_start_time()::text`).Scan(&at) == nil && at == started
+	})
+	if left := len(w.journaled()); left == 21 {
+		t.Fatal("the crash took nothing from the journal: this test shows nothing")
+	}
+	relaytest.Wait(t, "the slot is dropped", func() bool {
+		_, err := w.pool.Exec(t.Context(), `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`)
+		return err == nil
+	})
+	r = w.start(relay.Options{})
+	if now := r.Status().Epoch; now == epoch {
+		t.Error("the epoch is the old one, although events that were shown have other IDs now")
+	}
+	c = relaytest.Connect(t, r.Relay, admin, relay.Start{})
+	w.insert(grade(3))
+	if again := got(t, c, 1); again[0] <= shown[20] {
+		t.Errorf("event %d was shown, and now there is another event %d", shown[20], again[0])
+	}
+}
+
+// pid asks for the number of a process of the server's.
+func (w *world) pid(sql string) int {
+	w.Helper()
+	pid, err := strconv.Atoi(w.query(sql)[0])
+	if err != nil {
+		w.Fatal(err)
+	}
+	return pid
+}
+
+func signal(t testing.TB, pid int, s syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(pid, s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A publication that publishes partitions by themselves is set right.
+func TestPublicationWithoutItsRootIsSetRight(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(`DROP PUBLICATION syncrelay; CREATE PUBLICATION syncrelay FOR TABLE sync_events`)
+	const statement = `to mend it: ALTER PUBLICATION "syncrelay" SET (publish = 'insert', publish_via_partition_root = true)`
+	if err := w.fails(); !strings.Contains(err.Error(), "may not mend that; "+statement) {
+		t.Errorf("a relay that does not own it ends with %v, want the statement for its owner", err)
+	}
+	w.exec(`ALTER PUBLICATION syncrelay OWNER TO ` + relayRole)
+	r := w.start(relay.Options{})
+	c := relaytest.Connect(t, r.Relay, admin, relay.Start{})
+	w.insert(grade(1))
+	got(t, c, 1)
+}
+
+// Django's flush gives later rows the ids of earlier ones.
+func TestTruncatedTableWhoseIDsBeginAnew(t *testing.T) {
+	t.Parallel()
+	w := newWorldWith(t, `CREATE TABLE sync_events (id bigserial PRIMARY KEY, event_type text, payload jsonb, created_at timestamptz NOT NULL DEFAULT now())`)
+	r := w.start(relay.Options{RingEvents: 1})
+	c := relaytest.Connect(t, r.Relay, admin, relay.Start{})
+	w.insert(grade(1), grade(1))
+	got(t, c, 2)
+	w.exec(`TRUNCATE sync_events RESTART IDENTITY`)
+	w.insert(grade(2), grade(2), grade(2))
+	live := got(t, c, 5)
+	replayed := relaytest.Connect(t, r.Relay, admin, relay.Start{Resume: true})
+	if ids := got(t, replayed, 3); !slices.Equal(ids, live[2:]) {
+		t.Errorf("a replay brings %v, live came %v", ids, live)
+	}
+}
+
+// What JSON holds is UTF-8, whatever the database's encoding is.
+func TestDatabaseInAnotherEncoding(t *testing.T) {
+	t.Parallel()
+	base := newWorld(t)
+	name := base.options.Slot + "_latin1"
+	base.exec(`CREATE DATABASE ` + name + ` ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0`)
+	w := newWorldAt(t, strings.Replace(base.url, base.options.Slot, name, 1))
+	r := w.start(relay.Options{RingEvents: 1})
+	var texts keeper
+	sub, err := r.Subscribe(admin, &texts, relay.Start{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.exec(`INSERT INTO sync_events (event_type, payload) VALUES ('x', to_jsonb(chr(233))), ('x', to_jsonb(chr(232)))`)
+	relaytest.Wait(t, "both are delivered", func() bool { return strings.Contains(texts.String(), `"è"`) })
+	sub.Close()
+	sub, err = r.Subscribe(admin, &texts, relay.Start{Resume: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	relaytest.Wait(t, "both are replayed", func() bool { return strings.Count(texts.String(), `"é"`) == 2 })
+	sub.Close()
+	r.stop()
+	w.waitForFreeSlot()
+	w.exec(`SELECT pg_drop_replication_slot($1)`, name)
+	w.pool.Close()
+	base.exec(`DROP DATABASE ` + name + ` WITH (FORCE)`)
+}
+
+// keeper is a sink that keeps the text of the events.
+type keeper struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (k *keeper) Events(events []*relay.Event, _ bool) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, e := range events {
+		k.text.Write(e.JSON())
+	}
+	return nil
+}
+
+func (k *keeper) Control(relay.Control) error { return nil }
+func (k *keeper) End(error)                   {}
+
+func (k *keeper) String() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.text.String()
+}
+
+// What is written while the table is out of the publication does not come by
+// the slot, though nobody has noticed.
+func TestTableThatLeavesThePublicationWhileStreaming(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.start(relay.Options{})
+	c := relaytest.Connect(t, r.Relay, admin, relay.Start{})
+	w.insert(grade(1))
+	got(t, c, 1)
+	w.exec(`ALTER PUBLICATION syncrelay DROP TABLE sync_events`)
+	w.insert(grade(2))
+	w.exec(`ALTER PUBLICATION syncrelay ADD TABLE sync_events`)
+	w.insert(grade(3))
+	got(t, c, 3)
+	before := w.query(`SELECT xmin::text FROM pg_publication`)
+	if _, err := schema.Migrate(t.Context(), w.url, schema.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if now := w.query(`SELECT xmin::text FROM pg_publication`); !slices.Equal(now, before) {
+		t.Error("a migrate that had nothing to do has written the publication")
+	}
+}
+
+// The database has no room for the journal for a while. A relay that is stopped
+// meanwhile must not confirm what it could not journal.
+func TestJournalThatCannotBeWrittenForAWhile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.start(relay.Options{})
+	c := relaytest.Connect(t, r.Relay, admin, relay.Start{})
+	w.insert(grade(1))
+	got(t, c, 1)
+	w.exec(`CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+		RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$`)
+	w.exec(`CREATE TRIGGER no_room BEFORE INSERT ON syncrelay.journal EXECUTE FUNCTION no_room()`)
+	w.insert(grade(2))
+	relaytest.Wait(t, "the relay has failed", func() bool { return r.Status().Phase == relay.Retrying })
+	if !r.Status().Serving || c.Ended() != nil {
+		t.Errorf("the relay sent its clients away: %v", c.Ended())
+	}
+	r.stop() // while it fails again and again
+	r = w.launch(relay.Options{})
+	relaytest.Wait(t, "the second relay has failed", func() bool { return r.Status().Phase == relay.Retrying })
+	w.exec(`DROP TRIGGER no_room ON syncrelay.journal`)
+	relaytest.Wait(t, "the relay streams", func() bool { return r.Status().Phase == relay.Streaming })
+	c = relaytest.Connect(t, r.Relay, admin, relay.Start{Resume: true, After: 1})
+	w.insert(grade(3))
+	got(t, c, 2)
+}
+
+func TestMuchRetainedLogIsAWarningWithNumbers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	r := w.start(relay.Options{})
+	r.stop()
+	w.waitForFreeSlot()
+	w.exec(`CREATE TABLE other (x text); INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 3000)`)
+	var log lines
+	w.options.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	m := outbox.NewMonitor(w.options)
+	defer m.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx, 1<<20) }()
+	relaytest.Wait(t, "there is a warning", func() bool {
+		return strings.Contains(log.String(), "level=WARN") && strings.Contains(log.String(), "retained_bytes=") && strings.Contains(log.String(), "limit_bytes=1048576")
+	})
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// lines is a log that can be read while it is written.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// Where the server keeps commit times, a backlog comes in the order of commits,
+// and not in that of the rows' ids or times.
+func TestBacklogComesInCommitOrderWhereTheServerKeepsCommitTimes(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Own(t, localpg.Options{Settings: map[string]string{"track_commit_timestamp": "on"}})
+	w := newWorldAt(t, server.URL("postgres"))
+	long, err := w.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	late, err := outbox.Insert(t.Context(), long, grade(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := w.insert(grade(2), grade(3))
+	if err := long.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want = append(append(want, late), w.insert(grade(4))...)
+	w.start(relay.Options{})
+	if rows := w.journaled(); !slices.Equal(rows, want) {
+		t.Errorf("the backlog came as %v, want %v", rows, want)
 	}
 }

@@ -25,6 +25,7 @@ type stream struct {
 	info     relay.StreamInfo
 	snapshot string
 	unusable *atomic.Pointer[string]
+	stumbles *stumbles
 
 	streaming bool // the connection is in copy mode
 	received  relay.LSN
@@ -58,9 +59,9 @@ func (s *stream) Run(ctx context.Context, r relay.Receiver) error {
 	socket := s.conn.Conn()
 	unhook := context.AfterFunc(ctx, func() { _ = socket.SetReadDeadline(time.Unix(1, 0)) })
 	defer unhook()
-	l := streamLoop{stream: s, receiver: r, decoder: newDecoder()}
+	l := streamLoop{stream: s, receiver: r, decoder: newDecoder(s.table.name)}
 	if err := l.run(ctx); err != nil {
-		return s.judge(err)
+		return s.stumble(s.judge(err), l.tx.Commit)
 	}
 	return nil
 }
@@ -76,6 +77,8 @@ func (s *stream) judge(err error) error {
 		lost = "the server can't decode the log: " + err.Error()
 	case codeNotInState:
 		lost = "the slot was invalidated: " + err.Error()
+	case codeUndefinedFile:
+		lost = "the server has lost log that the slot needed: " + err.Error()
 	}
 	if lost != "" {
 		s.unusable.Store(&lost)
@@ -286,7 +289,9 @@ func (l *streamLoop) data(ctx context.Context, b []byte) error {
 		if err != nil {
 			return fmt.Errorf("decode a row of the transaction at %s: %w", l.tx.Commit, err)
 		}
-		l.receiver.Row(row)
+		if row != nil {
+			l.receiver.Row(row)
+		}
 		l.rows++
 		if l.rows%rowsPerClock == 0 {
 			return l.reportIfDue(ctx)

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/syncrelay/syncrelay/outbox/localpg"
+	"github.com/syncrelay/syncrelay/outbox/localpg/pgtest"
 	"github.com/syncrelay/syncrelay/relay"
 	"github.com/syncrelay/syncrelay/relay/relaytest"
 )
@@ -43,9 +45,8 @@ func TestKeepalivesAreAnsweredWhileTheJournalIsKeptWaiting(t *testing.T) {
 	got(t, c, 20000)
 }
 
-// A database that writes, but not into our table, must not keep its log for us;
-// and one where nothing happens must be left in peace.
-func TestSlotMovesOnWhenOthersWriteAndRestsWhenNobodyDoes(t *testing.T) {
+// A database that writes, but not into our table, must not keep its log for us.
+func TestSlotMovesOnWhenOthersWriteAndIsFoundAgain(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	r := w.start(relay.Options{})
@@ -64,6 +65,31 @@ func TestSlotMovesOnWhenOthersWriteAndRestsWhenNobodyDoes(t *testing.T) {
 	if rows := w.query(`SELECT backlog::text FROM syncrelay.state`)[0]; rows != "false" {
 		t.Error("the backlog was not read through")
 	}
+}
+
+// The server's log is that of all its databases: a slot must not keep what others
+// write. And where nobody writes, the relay must not write either: moving the
+// slot's position on is a write itself, which would be the reason for the next.
+func TestSlotMovesOnWhenOtherDatabasesWriteAndTheLogRestsAfterwards(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Own(t, localpg.Options{Settings: map[string]string{"autovacuum": "off", "fsync": "off"}})
+	w := newWorldAt(t, server.URL("postgres"))
+	w.start(relay.Options{})
+	w.exec(`CREATE DATABASE other`)
+	other := openWorld(t, server.URL("other"))
+	other.exec(`CREATE TABLE other (x text)`)
+	other.exec(`INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 3000)`)
+	at := w.query(`SELECT pg_current_wal_lsn()::text`)[0]
+	relaytest.Wait(t, "the slot has moved on", func() bool {
+		return w.query(`SELECT (pg_wal_lsn_diff($2::text::pg_lsn, confirmed_flush_lsn) < 100000)::text FROM pg_replication_slots WHERE slot_name = $1`, w.options.Slot, at)[0] == "true"
+	})
+	end, since := "", time.Now()
+	relaytest.Wait(t, "the log has not grown for forty times the flush interval", func() bool {
+		if now := w.query(`SELECT pg_current_wal_insert_lsn()::text`)[0]; now != end {
+			end, since = now, time.Now()
+		}
+		return time.Since(since) > 2*time.Second
+	})
 }
 
 func TestSessionsThatAreEndedComeBackAndClientsStay(t *testing.T) {

@@ -23,6 +23,12 @@
 // queue that overflows is dropped and the cursor reads the log again. Live,
 // replay and resume are this one path.
 //
+// Who hands a subscriber its events: mostly a pusher, one of a few goroutines
+// that go from one subscriber to the next and never wait ([Prompt]), or, if those
+// who are due are few, the committer itself; and a pump,
+// a goroutine of the subscriber's own, for as long as its client takes its time,
+// reads the log, or is told something else.
+//
 // # What makes an ID safe
 //
 // No event is shown before its journal transaction has committed, so a crash
@@ -44,5 +50,5 @@
 //
 // event.go and group.go are the nouns, source.go and journal.go the seams,
 // relay.go the run loop, sequencer.go the assignment, log.go and ring.go the
-// log, hub.go and subscriber.go the fan-out.
+// log, hub.go, subscriber.go and pushers.go the fan-out.
 package relay

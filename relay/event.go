@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -55,6 +57,13 @@ type Event struct {
 	groups []Group // Audience's groups
 	sse    []byte  // "id: …\ndata: …\n\n"; the JSON stands inside it
 	json   []byte
+	packed atomic.Pointer[packed]
+}
+
+// packed is a form of an event that is made when it is asked for first.
+type packed struct {
+	once sync.Once
+	b    []byte
 }
 
 // JSON is the event as one JSON object on one line, as a WebSocket's text frame
@@ -65,6 +74,19 @@ func (e *Event) JSON() []byte { return e.json }
 // line. The caller must not change it.
 func (e *Event) SSE() []byte { return e.sse }
 
+// Packed is what pack makes of the event's JSON: for the first who asks, while
+// others who do wait for it, and for as long as the event is kept. Whoever asks
+// must bring the same pack, and not change what it made.
+func (e *Event) Packed(pack func(json []byte) []byte) []byte {
+	p := e.packed.Load()
+	if p == nil {
+		e.packed.CompareAndSwap(nil, new(packed))
+		p = e.packed.Load()
+	}
+	p.once.Do(func() { p.b = pack(e.json) })
+	return p.b
+}
+
 // Groups are the groups that the event is for, each once. The caller must not
 // change the slice.
 func (e *Event) Groups() []Group { return e.groups }
@@ -72,13 +94,14 @@ func (e *Event) Groups() []Group { return e.groups }
 // Size is roughly what the event costs in memory, in bytes.
 func (e *Event) Size() int { return len(e.sse) + len(e.Type) + 32*len(e.groups) + 160 }
 
-// Event types that the protocol uses itself. A row that carries one (only an
-// adopted table can hold such a row) is journaled and never sent.
+// Event types that the protocol uses itself. A row that carries one (the table
+// refuses most, unless it was adopted) is journaled and never sent.
 const (
 	TypePong                  = "pong"
 	TypeError                 = "error"
 	TypeConnectionEstablished = "connection_established"
 	TypeReplayComplete        = "replay_complete"
+	TypeTokenExpiring         = "token_expiring" //nolint:gosec // no credential
 	// TypeSessionRevoked closes the connections of the row's user_ids. It is a
 	// message to the relay: no client is sent it.
 	TypeSessionRevoked = "session_revoked"
@@ -88,7 +111,7 @@ const (
 // because the protocol itself speaks with it, or because it is empty.
 func ReservedType(eventType string) bool {
 	switch eventType {
-	case "", TypePong, TypeError, TypeConnectionEstablished, TypeReplayComplete:
+	case "", TypePong, TypeError, TypeConnectionEstablished, TypeReplayComplete, TypeTokenExpiring:
 		return true
 	}
 	return false

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -102,4 +104,46 @@ func FuzzEvent(f *testing.F) {
 			t.Fatalf("payload %s came as %s", payload, got.Data)
 		}
 	})
+}
+
+func TestGroupsAreReadAsTheyAreWritten(t *testing.T) {
+	t.Parallel()
+	for _, g := range []Group{Staff, Everyone, CadetGroup(17), CadetGroup(-1), UserGroup(5), RoleGroup("admin"), RoleGroup("a_b"), RoleGroup("staff"), RoleGroup("1")} {
+		if got, ok := ParseGroup(g.String()); !ok || got != g {
+			t.Errorf("%s is read as %v, %t", g, got, ok)
+		}
+	}
+	for _, bad := range []string{"", "nobody", "user", "user_", "user_x", "cadet_1.5", "team_3"} {
+		if got, ok := ParseGroup(bad); ok {
+			t.Errorf("%q is read as %v", bad, got)
+		}
+	}
+}
+
+// TestAnEventIsPackedOnce: whoever asks is given what was made for the first.
+func TestAnEventIsPackedOnce(t *testing.T) {
+	t.Parallel()
+	for _, made := range [][]byte{[]byte("packed"), nil} { // nil is an answer too
+		e := NewEvent(1, &Row{Type: "x"}, time.Time{})
+		var times atomic.Int64
+		var wait sync.WaitGroup
+		for range 50 {
+			wait.Go(func() {
+				got := e.Packed(func(text []byte) []byte {
+					times.Add(1)
+					if !bytes.Equal(text, e.JSON()) {
+						t.Errorf("%s was packed", text)
+					}
+					return made
+				})
+				if !bytes.Equal(got, made) {
+					t.Errorf("got %q, want %q", got, made)
+				}
+			})
+		}
+		wait.Wait()
+		if n := times.Load(); n != 1 {
+			t.Errorf("it was packed %d times", n)
+		}
+	}
 }

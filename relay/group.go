@@ -3,6 +3,7 @@ package relay
 import (
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // Group is who an event is for and what a subscriber is in: user_5,
@@ -66,6 +67,41 @@ func (g Group) String() string {
 	}
 }
 
+// ParseGroup reads a group's name, as String writes it.
+func ParseGroup(name string) (g Group, ok bool) {
+	if name == Staff.String() {
+		return Staff, true
+	}
+	kind, rest, ok := strings.Cut(name, "_")
+	if !ok {
+		return Group{}, false
+	}
+	if kind == "role" {
+		return RoleGroup(rest), true
+	}
+	id, err := strconv.ParseInt(rest, 10, 64)
+	switch {
+	case err != nil:
+		return Group{}, false
+	case kind == "cadet":
+		return CadetGroup(id), true
+	case kind == "user":
+		return UserGroup(id), true
+	}
+	return Group{}, false
+}
+
+// Shared lists the groups that an event is for and a subscriber is in. The
+// subscriber is sent the event if there is one, and then once.
+func Shared(event, subscriber []Group) (both []Group) {
+	for _, g := range event {
+		if slices.Contains(subscriber, g) {
+			both = append(both, g)
+		}
+	}
+	return both
+}
+
 // Audience is who may see an event: the union of its parts.
 type Audience struct {
 	// Staff: the staff roles.
@@ -80,16 +116,36 @@ type Audience struct {
 	revoked []int64 // the users whose connections the event ends
 }
 
+// maxRole is how many characters a role may have.
+const maxRole = 64
+
+// ValidRole reports whether an identity may have the role: 1 to 64 ASCII
+// letters, digits, underscores and hyphens (contract, section 6).
+func ValidRole(role string) bool {
+	if role == "" || len(role) > maxRole {
+		return false
+	}
+	for i := range len(role) {
+		switch c := role[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_', c == '-':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
 // RowAudience is the routing table of the contract (section 3): a row about a
 // cadet goes to the cadet and the staff, a row with users or roles to those, a
-// row with several to the union, and a row with none to the staff only.
-// The slices are copies.
+// row with several to the union, and a row with none to the staff only. A role
+// that no identity can have stands for nobody, and is left out: it could be too
+// long for the journal's index. The slices are copies.
 func RowAudience(row *Row) Audience {
 	return Audience{
 		Staff:   row.HasCadet || len(row.UserIDs) == 0 && len(row.Roles) == 0,
 		CadetID: row.CadetID, HasCadet: row.HasCadet,
 		Users: slices.Clone(row.UserIDs),
-		Roles: slices.Clone(row.Roles),
+		Roles: slices.DeleteFunc(slices.Clone(row.Roles), func(role string) bool { return role != everyone && !ValidRole(role) }),
 	}
 }
 
@@ -125,6 +181,15 @@ func (a *Audience) Groups() []Group {
 	return groups
 }
 
+// StaffRoles are the roles that see what concerns any cadet: those configured, or
+// the contract's if there are none.
+func StaffRoles(configured []string) []string {
+	if len(configured) == 0 {
+		return []string{"admin", "training_staff"}
+	}
+	return slices.Clone(configured)
+}
+
 // Identity is who a subscriber is, as far as routing is concerned.
 type Identity struct {
 	UserID   int64
@@ -133,11 +198,18 @@ type Identity struct {
 	HasCadet bool
 }
 
+// Person is a user as the application's database knows it.
+type Person struct {
+	Identity
+	// Approved: the user may connect.
+	Approved bool
+}
+
 // Groups lists the groups that an identity is in. staffRoles are the roles
 // that see what concerns any cadet.
 func (id Identity) Groups(staffRoles []string) []Group {
-	groups := make([]Group, 0, 5)
-	groups = append(groups, UserGroup(id.UserID), RoleGroup(id.Role), Everyone)
+	groups := make([]Group, 3, 4) // hardly anybody is in more
+	groups[0], groups[1], groups[2] = UserGroup(id.UserID), RoleGroup(id.Role), Everyone
 	if id.HasCadet {
 		groups = append(groups, CadetGroup(id.CadetID))
 	}

@@ -21,18 +21,29 @@ import (
 //     the restart is numbered above a floor, the time of the restart, so that
 //     even a database put back from an old copy does not count up to IDs that
 //     were shown in the time that it has forgotten.
-//   - The slot is new, and the server was restarted since the last tenure, which
-//     did not end in order: a lost tail would not be sent again.
+//   - The slot is new: the journal has everything, but a slot that is gone is also
+//     what a database looks like whose tables were put back from a dump, with a
+//     journal that has forgotten what it gave. Counting goes on above the present
+//     time, as after a restart.
+//   - The slot is new, and the server was restarted after a tenure that did not
+//     end in order: a lost tail would not be sent again.
 //   - Another history: another system, another timeline, or a position behind
 //     one that was seen already.
+//   - The journal was dropped and made anew: it knows nothing, and the slot was
+//     there before it, or this process has shown events itself.
 //
-// In the last two cases rows that were shown may be shown again, so a cursor of
+// In the last three cases rows that were shown may be shown again, so a cursor of
 // before can't be trusted: the epoch changes.
 func follow(s State, in StreamInfo, shown int64, seen LSN, now time.Time) (next State, broken string) {
 	next = s
-	next.Server, next.Slot, next.Clean = in.Server, in.Slot, false
+	next.Server, next.Slot, next.Publication, next.Clean = in.Server, in.Slot, in.Publication, false
 	restarted := !s.Server.StartedAt.Equal(in.Server.StartedAt)
+	// Every batch of a backlog is on disk before it is shown.
+	lacking := restarted && !s.Clean && !s.Backlog || s.Confirmed < s.Resend || s.LastID < shown
+	next.Resend = 0
 	switch {
+	case s.Epoch == "" && (in.Inherited || shown > 0):
+		broken = "the journal was made anew, and has forgotten the event IDs that were given"
 	case s.Epoch == "":
 		next.Epoch = rand.Text()[:10]
 	case s.Server.SystemID != in.Server.SystemID:
@@ -41,15 +52,21 @@ func follow(s State, in StreamInfo, shown int64, seen LSN, now time.Time) (next 
 		broken = "the server has changed to another timeline (a promotion, or a restore)"
 	case in.WALEnd < s.High.Commit || in.WALEnd < seen:
 		broken = "the server's log stands before a position that was seen already"
-	case in.Fresh && restarted && !s.Clean:
+	case in.Fresh && lacking:
 		broken = "the slot was lost together with a restart of the server"
-	case restarted:
+	case lacking:
+		next.Resend = in.WALEnd
+	}
+	if broken == "" && s.Epoch != "" && restarted {
 		next.Floors = append(next.Floors, Floor{Since: in.Server.StartedAt, ID: clockID(in.Server.StartedAt)})
 	}
 	if broken != "" {
 		next.Epoch = rand.Text()[:10]
-		next.EpochAfter = max(s.LastID, shown, clockID(later(in.Now, now)))
+		next.EpochAfter = max(s.LastID, shown, clockID(later(in.Now, now))) + 1
 		next.LastID, next.Floors = next.EpochAfter, nil
+	}
+	if in.Fresh && s.Epoch != "" {
+		next.LastID = max(next.LastID, clockID(later(in.Now, now)))
 	}
 	next.Floors = live(next.Floors, next.LastID)
 	if in.Fresh {

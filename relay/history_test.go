@@ -30,15 +30,17 @@ func TestTenureFollowsFromWhatTheJournalAndTheServerSay(t *testing.T) {
 		last   int64
 		floors []Floor
 	}{
-		"the first start":            {state: State{}, in: StreamInfo{Server: first, WALEnd: 10, Fresh: true, Consistent: 10}},
-		"the same server":            {state: known, in: StreamInfo{Server: first, WALEnd: 6000}, last: 100},
-		"a lost slot":                {state: known, in: StreamInfo{Server: first, WALEnd: 6000, Fresh: true, Consistent: 6000}, last: 100},
-		"a restart":                  {state: known, in: StreamInfo{Server: again, WALEnd: 6000}, last: 100, floors: []Floor{{again.StartedAt, again.StartedAt.UnixMicro()}}},
-		"a restart and a lost slot":  {state: known, in: StreamInfo{Server: again, WALEnd: 6000, Fresh: true, Consistent: 6000}, broken: true},
-		"another server":             {state: known, in: StreamInfo{Server: other, WALEnd: 6000}, broken: true},
-		"a promotion":                {state: known, in: StreamInfo{Server: promoted, WALEnd: 6000}, broken: true},
-		"a log before the journal's": {state: known, in: StreamInfo{Server: first, WALEnd: 4000}, broken: true},
-		"a log before what was seen": {state: known, in: StreamInfo{Server: first, WALEnd: 6000}, seen: 7000, broken: true},
+		"the first start":                             {state: State{}, in: StreamInfo{Server: first, WALEnd: 10, Fresh: true, Consistent: 10}},
+		"a slot from before the journal":              {state: State{}, in: StreamInfo{Server: first, WALEnd: 10, Fresh: true, Consistent: 10, Inherited: true}, broken: true},
+		"a journal that knows less than this process": {state: State{}, in: StreamInfo{Server: first, WALEnd: 10, Fresh: true, Consistent: 10}, shown: 7, seen: 9, broken: true},
+		"the same server":                             {state: known, in: StreamInfo{Server: first, WALEnd: 6000}, last: 100},
+		"a lost slot":                                 {state: known, in: StreamInfo{Server: first, WALEnd: 6000, Fresh: true, Consistent: 6000}, last: now.UnixMicro()},
+		"a restart":                                   {state: known, in: StreamInfo{Server: again, WALEnd: 6000}, last: 100, floors: []Floor{{again.StartedAt, again.StartedAt.UnixMicro()}}},
+		"a restart and a lost slot":                   {state: known, in: StreamInfo{Server: again, WALEnd: 6000, Fresh: true, Consistent: 6000}, broken: true},
+		"another server":                              {state: known, in: StreamInfo{Server: other, WALEnd: 6000}, broken: true},
+		"a promotion":                                 {state: known, in: StreamInfo{Server: promoted, WALEnd: 6000}, broken: true},
+		"a log before the journal's":                  {state: known, in: StreamInfo{Server: first, WALEnd: 4000}, broken: true},
+		"a log before what was seen":                  {state: known, in: StreamInfo{Server: first, WALEnd: 6000}, seen: 7000, broken: true},
 	} {
 		c.in.Now = now
 		next, broken := follow(c.state, c.in, c.shown, c.seen, now)
@@ -59,10 +61,13 @@ func TestTenureFollowsFromWhatTheJournalAndTheServerSay(t *testing.T) {
 			t.Errorf("%s: %+v", name, next)
 		}
 	}
-	clean := known
-	clean.Clean = true
-	if next, broken := follow(clean, StreamInfo{Server: again, WALEnd: 6000, Fresh: true, Consistent: 6000, Now: now}, 0, 0, now); broken != "" || next.Epoch != "A" {
-		t.Errorf("a lost slot after a clean end: %q, although the journal has everything", broken)
+	clean, reading := known, known
+	clean.Clean, reading.Backlog = true, true
+	for name, s := range map[string]State{"a clean end": clean, "an end in the middle of a backlog": reading} {
+		next, broken := follow(s, StreamInfo{Server: again, WALEnd: 6000, Fresh: true, Consistent: 6000, Now: now}, 0, 0, now)
+		if broken != "" || next.Epoch != "A" {
+			t.Errorf("a restart and a lost slot after %s: %q, although the journal has everything", name, broken)
+		}
 	}
 }
 

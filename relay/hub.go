@@ -1,18 +1,23 @@
 package relay
 
 import (
+	"runtime"
 	"slices"
 	"sync"
 )
 
 // hub knows which subscribers are in which group and offers them new events.
-// It never writes to a client: an offer takes a place in a bounded queue.
+// It waits for no client: an offer takes a place in a bounded queue, and what is
+// written is only what a socket takes at once.
 //
 // Locks are taken in the order hub, subscriber.
 type hub struct {
-	mu     sync.Mutex
-	head   int64 // the last event that was offered
-	groups map[Group]*members
+	mu      sync.Mutex
+	head    int64 // the last event that was offered
+	groups  map[Group]*members
+	revoked revocations   // who was told to sign in again
+	due     []*Subscriber // those to push to; kept for its memory
+	pushers pushers
 }
 
 // members are the subscribers of one group.
@@ -27,36 +32,75 @@ type membership struct {
 	index int
 }
 
-func newHub() *hub { return &hub{groups: make(map[Group]*members)} }
+func newHub() *hub {
+	return &hub{groups: make(map[Group]*members), pushers: pushers{most: (runtime.GOMAXPROCS(0) + 1) / 2}}
+}
 
 // publish offers events, which the log holds already, to those whom they are for.
+// The slice may not change any more: see [Subscriber.offer].
+//
+// A few who are due are pushed to by the goroutine that calls, outside of the
+// lock: waking another for them takes four times as long.
 func (h *hub) publish(events []*Event) {
+	var few [fewDue]*Subscriber
+	for _, s := range few[:h.offer(events, few[:])] {
+		s.push()
+	}
+}
+
+// fewDue is how many subscribers are pushed to by the goroutine that publishes.
+const fewDue = 4
+
+// offer offers events. If few become due, it moves them to few and returns how
+// many; if more, it leaves them to the pushers and returns 0.
+func (h *hub) offer(events []*Event, few []*Subscriber) (n int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, e := range events {
+	for i, e := range events {
 		h.head = e.ID
 		for _, g := range e.groups {
 			if m := h.groups[g]; m != nil {
 				for _, s := range m.subs {
-					s.offer(e)
+					if s.offer(events, i) {
+						h.due = append(h.due, s)
+					}
 				}
 			}
 		}
-		for _, user := range e.Audience.revoked {
-			if m := h.groups[UserGroup(user)]; m != nil {
-				for _, s := range m.subs {
-					s.finish(ErrRevoked)
-				}
+		h.revoke(e)
+	}
+	if len(h.due) <= len(few) {
+		n = copy(few, h.due)
+	} else {
+		h.pushers.add(h.due)
+	}
+	clear(h.due)
+	h.due = h.due[:0]
+	return n
+}
+
+// revoke ends those whose sessions an event revokes, and those too that are not
+// there yet but were let in on what was known before. h.mu is held.
+func (h *hub) revoke(e *Event) {
+	for _, user := range e.Audience.revoked {
+		h.revoked.add(user)
+		if m := h.groups[UserGroup(user)]; m != nil {
+			for _, s := range m.subs {
+				s.finish(ErrRevoked)
 			}
 		}
 	}
 }
 
 // reset says where the head is when events may have been added to the log past
-// the hub. Every subscriber reads the log again from its cursor.
-func (h *hub) reset(head int64) {
+// the hub; newest are the newest of the log. Every subscriber reads the log again
+// from its cursor.
+func (h *hub) reset(head int64, newest []*Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	for _, e := range newest[after(newest, h.head):] {
+		h.revoke(e) // nobody reads that from the log
+	}
 	h.head = head
 	if all := h.groups[Everyone]; all != nil {
 		for _, s := range all.subs {
@@ -93,11 +137,23 @@ func (h *hub) join(s *Subscriber, cursor int64) {
 	}
 }
 
-// enter makes the subscriber a member of its groups.
-func (h *hub) enter(s *Subscriber, groups []Group) {
+// enter makes the subscriber a member of its groups, unless its user was revoked
+// since it was asked who that is.
+func (h *hub) enter(s *Subscriber, user int64, groups []Group, asked Moment) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.revoked.since(user, asked) {
+		return ErrRevoked
+	}
 	h.add(s, groups)
+	return nil
+}
+
+// moment is now, among the revocations.
+func (h *hub) moment() Moment {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return Moment{h.revoked.count + 1}
 }
 
 // move makes the subscriber a member of other groups. What waits in its queue
@@ -115,7 +171,8 @@ func (h *hub) move(s *Subscriber, groups []Group) {
 	s.groups = groups
 	s.queue = slices.DeleteFunc(s.queue, func(e *Event) bool { return !e.isFor(groups) })
 	if s.live && len(s.queue) == 0 {
-		s.cursor = h.head
+		// It may be ahead: see join.
+		s.cursor = max(s.cursor, h.head)
 	}
 }
 

@@ -51,10 +51,13 @@ type Server struct {
 // assignment of IDs depends on. It changes only with the journal, in the same
 // database transactions.
 type State struct {
+	// Tenure numbers the tenures, ascending: of two that know a different one, the
+	// one with the lower number is not the owner any more.
+	Tenure int64
 	// Epoch is the text that changes when earlier event IDs can no longer be
 	// compared; empty before the first tenure.
 	Epoch string
-	// EpochAfter is the last ID of the epochs before.
+	// EpochAfter is above all IDs of the epochs before, and names no event.
 	EpochAfter int64
 	// LastID is the newest ID assigned, and High the position of its row.
 	LastID int64
@@ -68,13 +71,32 @@ type State struct {
 	// read from it.
 	Slot      string
 	Confirmed LSN
+	// Publication identifies what is published, and the table: it changes when
+	// either is changed or made anew, even if it is as before again. What was
+	// written meanwhile may not come by the slot.
+	Publication string
 	// Backlog: a backlog's reading has begun and is not through, so the slot
 	// alone won't bring everything.
 	Backlog bool
-	// Clean: the last tenure ended with everything flushed to disk.
+	// Resend: a crash of the server may have taken from the journal what was
+	// shown, and the slot sends it again up to here: it has come when Confirmed
+	// has passed this. 0 if there was no crash.
+	Resend LSN
+	// Clean: the last tenure ended with everything that was ever shown on disk.
 	Clean bool
 	// Oldest and Deleted are those of [Extent].
 	Oldest, Deleted int64
+}
+
+// Pulse is what the server says of itself.
+type Pulse struct {
+	// Flushed is the newest position given to Append, Advance or Save that is
+	// known to be on disk: the slot may be confirmed up to it.
+	Flushed LSN
+	// WALEnd is how far the server's log is on disk, and so could be streamed.
+	WALEnd LSN
+	// Publication is as in State.
+	Publication string
 }
 
 // Batch is what one journal transaction adds.
@@ -90,6 +112,10 @@ type Batch struct {
 	Durable bool
 }
 
+// ErrLacking: the journal lacks its newest events after a crash of the server.
+// The slot sends them again.
+var ErrLacking = errors.New("the journal's newest events have to come again")
+
 // ErrFenced: another relay has become the owner. Nothing was written.
 var ErrFenced = errors.New("another relay owns the journal")
 
@@ -101,15 +127,21 @@ type Journal interface {
 	Acquire(ctx context.Context, wait func(reason string)) (Tenure, error)
 }
 
-// JournalReader reads events back. It may be used at any time, by many at once.
+// JournalReader reads events back. It may be used at any time, by any number at
+// once: it bounds by itself what it does at once.
+//
+// Both fail with [ErrNewEpoch] if the journal is not of the epoch that is asked
+// for, unless that is "": the server may be another one by now, which never had
+// the newest events that this process knows of.
 type JournalReader interface {
 	// Read returns, in order, at most limit events above after and not above
-	// through that are for one of the groups, and the ID up to which it looked:
-	// through itself when there is nothing more up to it.
-	Read(ctx context.Context, after, through int64, groups []Group, limit int) ([]*Event, int64, error)
+	// through that are for one of the groups. The page's Through is through
+	// itself when there is nothing more up to it. It fails with [ErrLacking] if
+	// the journal does not reach that far.
+	Read(ctx context.Context, epoch string, after, through int64, groups []Group, limit int) (Page, error)
 	// Newest returns the newest events, oldest first: at most limit of them and
 	// about maxBytes.
-	Newest(ctx context.Context, limit, maxBytes int) ([]*Event, error)
+	Newest(ctx context.Context, epoch string, limit, maxBytes int) ([]*Event, error)
 }
 
 // Tenure is the time of one owner. Every write is fenced: it fails with
@@ -128,14 +160,16 @@ type Tenure interface {
 	// Advance notes that the slot may be confirmed up to a position although no
 	// event came with it.
 	Advance(ctx context.Context, confirm LSN) error
-	// Flushed returns the newest position given to Append, Advance or Save that
-	// is known to be on disk: the slot may be confirmed up to it. It costs a
-	// round trip, and it also tells the server that this owner lives.
-	Flushed(ctx context.Context) (LSN, error)
-	// End waits until all that was written is on disk, notes that the tenure
-	// ended in order, and returns the position up to which the slot may be
-	// confirmed.
-	End(ctx context.Context) (LSN, error)
+	// Pulse tells the server that this owner lives, and asks how it is itself.
+	// It costs a round trip.
+	Pulse(ctx context.Context) (Pulse, error)
+	// Working reports whether the server is at work on the stream, although nothing
+	// of it may come: it reads a long transaction of other tables, say.
+	Working(ctx context.Context) (bool, error)
+	// End waits until all that was written is on disk, notes whether the tenure
+	// ended clean (see State), and returns the position up to which the slot
+	// may be confirmed.
+	End(ctx context.Context, clean bool) (LSN, error)
 	// Close gives the ownership up. What was appended stays.
 	Close()
 }

@@ -3,25 +3,65 @@ package relay
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 )
 
 // log is the events in order: a ring in memory on top of the journal.
 type log struct {
 	reader JournalReader
-	// reads bounds how many reads of the journal are under way at once.
-	reads chan struct{}
 
 	mu     sync.RWMutex
 	ring   ring
 	extent Extent
 	open   bool // the head is known, and moves
 	begun  bool // the head was known once
+	// partial: of the newest events no more were read at once than must be, and the
+	// ring has not been filled yet.
+	partial bool
+}
+
+// firstEvents is how many of the newest events a new process reads before it
+// streams. Those that fill the ring it reads when it has caught up, and not at all
+// if what it has streamed by then has filled it.
+const firstEvents = 4096
+
+// atOnce is how many of the newest events must be read before the log is reset: all
+// that the ring takes if somebody may have missed them, who was here before.
+func (l *log) atOnce() int {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.begun {
+		return l.ring.maxEvents
+	}
+	return min(l.ring.maxEvents, firstEvents)
+}
+
+// room reports whether there may be events below the ring's that it has room for.
+func (l *log) room() (below border, room bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return border{l.extent.Epoch, l.ring.floor}, l.partial && l.ring.count < l.ring.maxEvents
+}
+
+// prepend puts older events into the ring, of those that the journal holds as its
+// newest: what is up to the border, which was the ring's.
+func (l *log) prepend(below border, newest []*Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.partial || below != (border{l.extent.Epoch, l.ring.floor}) {
+		return // it was filled, or reset
+	}
+	l.partial = false
+	older := newest[:after(newest, below.floor)]
+	older = older[after(older, max(l.extent.Oldest-1, l.extent.Deleted)):] // retention has come between
+	l.ring.prepend(older)
 }
 
 // Extent is what the log spans.
 type Extent struct {
-	// Head is the newest event ID, 0 for none.
+	// Head is the newest event ID, 0 for none; after a jump of the assignment the
+	// ID that it goes on from.
 	Head int64
 	// Oldest is the oldest event ID that can still be read, 0 for none.
 	Oldest int64
@@ -29,28 +69,35 @@ type Extent struct {
 	// before it has missed events.
 	Deleted int64
 	Epoch   string
-	// EpochAfter is the last event ID of the epochs before this one, 0 for none.
+	// EpochAfter is above all event IDs of the epochs before this one, 0 if there
+	// were none. It names no event.
 	EpochAfter int64
+
+	// last is the newest event that can be read. It is below Head while a crash
+	// of the server has taken from the journal what was shown, and memory does
+	// not have it either: the slot sends it again.
+	last int64
 }
 
 // truncates reports whether some event after the cursor is gone, or can't be
 // compared with it.
 func (x Extent) truncates(cursor int64) bool {
-	return cursor < x.Deleted || cursor > 0 && cursor <= x.EpochAfter
+	return cursor < x.Deleted || cursor > 0 && cursor < x.EpochAfter
 }
 
 // Page is a part of the log, as one subscriber may see it.
 type Page struct {
 	Events []*Event
 	// Through is the event ID up to which the log was looked through.
-	Through     int64
+	Through int64
+	// Gap: some event between the cursor and Through has been deleted.
+	Gap         bool
 	FromJournal bool
 }
 
-func newLog(reader JournalReader, maxEvents, maxBytes, maxReads int) *log {
+func newLog(reader JournalReader, maxEvents, maxBytes int) *log {
 	return &log{
 		reader: reader,
-		reads:  make(chan struct{}, maxReads),
 		ring:   ring{maxEvents: maxEvents, maxBytes: maxBytes},
 	}
 }
@@ -62,13 +109,13 @@ func (l *log) close() {
 	l.open = false
 }
 
-// holds reports whether the log has everything up to id, the last event that
-// the journal remembers. It may have more: a crash of the server may have taken
-// from the journal what this process has shown.
+// holds reports whether the log goes on without a hole where the journal ends,
+// with id. It may have more: a crash of the server may have taken from the
+// journal what this process has shown, but then memory must have all of that.
 func (l *log) holds(id int64) bool {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	return l.begun && l.extent.Head >= id
+	return l.begun && l.extent.Head >= id && l.ring.floor <= id
 }
 
 // resume tells the log its extent when a tenure goes on where this process was.
@@ -76,8 +123,19 @@ func (l *log) holds(id int64) bool {
 func (l *log) resume(x Extent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	x.Head = max(x.Head, l.extent.Head)
+	x = x.since(l.extent)
+	x.last = x.Head
 	l.extent = x
+}
+
+// since is an extent that was read, in the light of what was known before: the
+// head never moves back, and what retention deleted while it was read is gone.
+func (x Extent) since(before Extent) Extent {
+	x.Head = max(x.Head, before.Head)
+	if before.Deleted > x.Deleted {
+		x.Oldest, x.Deleted = before.Oldest, before.Deleted
+	}
+	return x
 }
 
 // serve takes subscribers from now on.
@@ -88,11 +146,12 @@ func (l *log) serve() {
 }
 
 // reset tells the log its extent when a tenure begins with what the journal
-// holds, and hands it the newest of that, oldest first. It returns the head,
-// which never moves back. Subscribers are taken when serve is called.
+// holds, and hands it the newest of that, oldest first. It returns the newest
+// event that can be read. Subscribers are taken when serve is called.
 func (l *log) reset(x Extent, newest []*Event) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.partial = !l.begun && len(newest) == firstEvents
 	floor := x.Head
 	if len(newest) > 0 {
 		floor = newest[0].ID - 1
@@ -101,9 +160,9 @@ func (l *log) reset(x Extent, newest []*Event) int64 {
 	for _, e := range newest {
 		l.ring.append(e)
 	}
-	x.Head = max(x.Head, l.extent.Head)
-	l.extent, l.open, l.begun = x, false, true
-	return x.Head
+	x.last = x.Head
+	l.extent, l.open, l.begun = x.since(l.extent), false, true
+	return x.last
 }
 
 // append adds events that the journal holds.
@@ -113,7 +172,8 @@ func (l *log) append(events []*Event) {
 	for _, e := range events {
 		l.ring.append(e)
 	}
-	l.extent.Head = events[len(events)-1].ID
+	l.extent.last = events[len(events)-1].ID
+	l.extent.Head = max(l.extent.Head, l.extent.last)
 	if l.extent.Oldest == 0 {
 		l.extent.Oldest = events[0].ID
 	}
@@ -160,31 +220,49 @@ const scanLimit = 4096
 // journal otherwise. The page's Through is where to read on; it is the head when
 // everything has been read.
 func (l *log) Read(ctx context.Context, cursor int64, groups []Group, limit int) (Page, error) {
-	l.mu.RLock()
-	floor := l.ring.floor
-	if cursor >= floor {
-		page := l.scan(cursor, groups, limit)
-		l.mu.RUnlock()
+	page, below, ok := l.recent(cursor, groups, limit)
+	if ok {
 		return page, nil
 	}
-	l.mu.RUnlock()
-
-	select {
-	case l.reads <- struct{}{}:
-		defer func() { <-l.reads }()
-	case <-ctx.Done():
-		return Page{}, ctx.Err()
-	}
-	events, through, err := l.reader.Read(ctx, cursor, floor, groups, limit)
+	page, err := l.reader.Read(ctx, below.epoch, cursor, below.floor, groups, limit)
 	if err != nil {
 		return Page{}, fmt.Errorf("read the journal after event %d: %w", cursor, err)
 	}
-	return Page{Events: events, Through: through, FromJournal: true}, nil
+	page.FromJournal = true
+	// The journal remembers whom an event was for, and the table what is in it. A
+	// row that somebody has changed since is for whom it says now, too.
+	page.Events = slices.DeleteFunc(page.Events, func(e *Event) bool { return !e.isFor(groups) })
+	return page, nil
+}
+
+// border is where memory ends: everything above floor is there, and what is below
+// must be of the same epoch.
+type border struct {
+	epoch string
+	floor int64
+}
+
+// recent is Read from memory, if that reaches back far enough.
+func (l *log) recent(cursor int64, groups []Group, limit int) (page Page, below border, ok bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	below = border{l.extent.Epoch, l.ring.floor}
+	if cursor < below.floor {
+		return Page{}, below, false
+	}
+	return l.scan(cursor, groups, limit), below, true
+}
+
+// remembers reports whether recent reaches back to a cursor.
+func (l *log) remembers(cursor int64) bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return cursor >= l.ring.floor
 }
 
 // scan reads the ring. l.mu is held.
 func (l *log) scan(cursor int64, groups []Group, limit int) Page {
-	page := Page{Through: max(cursor, l.extent.Head)}
+	page := Page{Through: max(cursor, l.extent.last)}
 	from := l.ring.after(cursor)
 	to := min(from+scanLimit, l.ring.count)
 	for i := from; i < to; i++ {

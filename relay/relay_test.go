@@ -122,8 +122,9 @@ func TestReservedTypesAreNumberedAndNotSent(t *testing.T) {
 	t.Parallel()
 	r := relaytest.New(t, relay.Options{})
 	c := relaytest.Connect(t, r.Relay, admin, relay.Start{})
-	r.Insert(relay.Row{Type: "pong"}, relay.Row{Type: ""}, relay.Row{Type: "error", Roles: []string{"*"}}, relay.Row{Type: "ok"})
-	waitFor(t, c, 4)
+	r.Insert(relay.Row{Type: "pong"}, relay.Row{Type: ""}, relay.Row{Type: "error", Roles: []string{"*"}}, relay.Row{Type: "token_expiring"},
+		relay.Row{Type: "connection_established"}, relay.Row{Type: "replay_complete"}, relay.Row{Type: "ok"})
+	waitFor(t, c, 7)
 }
 
 func TestRevokedSessionEndsThatUsersSubscribers(t *testing.T) {
@@ -231,5 +232,75 @@ func TestClientsOfARelayThatLostTheOwnershipAreSentElsewhere(t *testing.T) {
 		if _, err := r.Subscribe(admin, nil, relay.Start{}); !errors.Is(err, relay.ErrNotServing) {
 			t.Errorf("the standby took a subscriber: %v", err)
 		}
+	}
+}
+
+func TestStreamThatIsConnectedAndStuckIsFound(t *testing.T) {
+	t.Parallel()
+	r := relaytest.New(t, relay.Options{
+		StallTimeout: 20 * time.Millisecond, FlushInterval: time.Millisecond, Retry: func(int) time.Duration { return time.Millisecond },
+	})
+	c := relaytest.Connect(t, r.Relay, cadet17, relay.Start{})
+	r.Insert(grade(17))
+	waitFor(t, c, 1)
+	r.World.Stall()
+	r.Insert(grade(17))
+	waitForHead(t, r.Relay, 2)
+	r.Insert(grade(17))
+	waitFor(t, c, 1, 2, 3)
+}
+
+// A server that reads a long transaction of other tables brings nothing either.
+func TestStreamThatTheServerWorksOnIsNotBrokenOff(t *testing.T) {
+	t.Parallel()
+	lost := make(chan struct{}, 1)
+	r := relaytest.New(t, relay.Options{
+		StallTimeout: 20 * time.Millisecond, FlushInterval: time.Millisecond,
+		Retry: func(int) time.Duration {
+			select {
+			case lost <- struct{}{}:
+			default:
+			}
+			return time.Millisecond
+		},
+	})
+	c := relaytest.Connect(t, r.Relay, cadet17, relay.Start{})
+	r.World.Work(true)
+	r.World.Stall()
+	r.Insert(grade(17))
+	rows := int64(1)
+	relaytest.Wait(t, "the server is asked again and again", func() bool {
+		r.Insert(grade(17)) // its log grows
+		rows++
+		return r.World.Asked() >= 8
+	})
+	select {
+	case <-lost:
+		t.Fatal("the relay has connected anew")
+	default:
+	}
+	r.World.Work(false)
+	relaytest.Wait(t, "the relay connects anew", func() bool {
+		r.Insert(grade(17))
+		rows++
+		return len(lost) > 0
+	})
+	waitForHead(t, r.Relay, rows)
+	if c.Ended() != nil {
+		t.Errorf("the client was ended: %v", c.Ended())
+	}
+}
+
+func TestARelayThatIsFarBehindItsServerHasNotCaughtUp(t *testing.T) {
+	t.Parallel()
+	r := relaytest.New(t, relay.Options{FlushInterval: time.Millisecond, LateAfter: 50 * time.Millisecond})
+	r.World.Stall()
+	r.Insert(grade(17))
+	relaytest.Wait(t, "the relay says that it is behind", func() bool {
+		s := r.Status()
+		return s.Phase == relay.CatchingUp && strings.Contains(s.Reason, "has not been shown yet")
+	})
+	if !r.Status().Serving {
+		t.Error("its clients were sent away")
 	}
 }

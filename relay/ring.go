@@ -35,6 +35,25 @@ func (r *ring) append(e *Event) {
 	r.bytes += e.Size()
 }
 
+// prepend puts events before the oldest, as far as there is room: the newest of
+// them. The ring's floor is right behind the last of those that it lacks.
+func (r *ring) prepend(older []*Event) {
+	n, bytes := len(older), r.bytes
+	for n > 0 && r.count+len(older)-n < r.maxEvents && bytes+older[n-1].Size() <= r.maxBytes {
+		n--
+		bytes += older[n].Size()
+	}
+	older = older[n:]
+	if len(older) == 0 {
+		return
+	}
+	all := append(make([]*Event, 0, len(older)+r.count), older...)
+	for i := range r.count {
+		all = append(all, r.at(i))
+	}
+	r.buf, r.first, r.count, r.bytes, r.floor = all, 0, len(all), bytes, older[0].ID-1
+}
+
 func (r *ring) dropOldest() {
 	oldest := r.buf[r.first]
 	r.buf[r.first] = nil

@@ -36,7 +36,10 @@ type sequencer struct {
 	batch Batch
 	bytes int
 	inTx  bool
-	ended LSN // every transaction that ended before it has been received
+	taken bool // what was taken last is not known to be journaled
+	ended LSN  // every transaction that ended before it has been received
+
+	steps atomic.Uint64 // counts what the stream brings, for the watchdog
 }
 
 // newSequencer goes on from a state. Once the stream has reached target, it has
@@ -57,6 +60,7 @@ func newSequencer(s State, target LSN, limits batchLimits, rejected func(*Row)) 
 
 // Begin is part of [Receiver].
 func (q *sequencer) Begin(tx Transaction) {
+	q.steps.Add(1)
 	q.tx, q.ordinal = tx, 0
 	q.mu.Lock()
 	q.inTx = true
@@ -65,6 +69,7 @@ func (q *sequencer) Begin(tx Transaction) {
 
 // Row is part of [Receiver].
 func (q *sequencer) Row(row *Row) {
+	q.steps.Add(1)
 	at := Position{q.tx.Commit, q.ordinal}
 	q.ordinal++
 	if at.Compare(q.high) <= 0 {
@@ -127,6 +132,9 @@ func (q *sequencer) End(end LSN) {
 func (q *sequencer) reach(end LSN) {
 	before := q.ended
 	q.ended = max(q.ended, end)
+	if q.ended != before {
+		q.steps.Add(1)
+	}
 	if before < q.target && q.ended >= q.target {
 		q.signal()
 	}
@@ -160,18 +168,27 @@ func (q *sequencer) signal() {
 }
 
 // take hands over all that has gathered, with no events in it if nothing has.
-// Confirm is where the slot may be moved once that is safe.
+// Confirm is where the slot may be moved once that is safe. What is taken is
+// called journaled by a call of journaled.
 func (q *sequencer) take() Batch {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	b := q.batch
 	b.Confirm = q.ended
+	q.taken = len(b.Events) > 0
 	q.batch, q.bytes = Batch{}, 0
 	if q.full != nil {
 		close(q.full)
 		q.full = nil
 	}
 	return b
+}
+
+// journaled tells that what was taken last is in the journal.
+func (q *sequencer) journaled() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.taken = false
 }
 
 // received is the position up to which the stream was read.
@@ -181,12 +198,18 @@ func (q *sequencer) received() LSN {
 	return q.ended
 }
 
+// brought counts what the stream has brought, and is the position up to which it
+// was read.
+func (q *sequencer) brought() (steps uint64, received LSN) {
+	return q.steps.Load(), q.received()
+}
+
 // idleAt is the position up to which the slot could be moved although no event
-// waits to be journaled, 0 if one does.
+// waits to be journaled, 0 if one does, or may not have got there.
 func (q *sequencer) idleAt() LSN {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.inTx || len(q.batch.Events) > 0 {
+	if q.inTx || q.taken || len(q.batch.Events) > 0 {
 		return 0
 	}
 	return q.ended

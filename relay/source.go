@@ -12,7 +12,7 @@ type Source interface {
 	// takes the slot. A slot that can't bring everything that the journal lacks
 	// is replaced: one that is not where known.Slot and known.Confirmed say that
 	// it must be, one that the server has invalidated, and any slot if
-	// known.Backlog is set.
+	// known.Backlog is set or known.Publication has changed.
 	Attach(ctx context.Context, known State) (Stream, error)
 }
 
@@ -34,12 +34,17 @@ type Stream interface {
 // StreamInfo is what is known of a stream when it is attached.
 type StreamInfo struct {
 	Server Server
-	// Slot is the slot's name.
-	Slot string
+	// Slot is the slot's name, and Publication as in State.
+	Slot        string
+	Publication string
 	// Fresh: the slot was made by Attach. It brings what commits after
 	// Consistent; what was there before is the backlog.
 	Fresh      bool
 	Consistent LSN
+	// Inherited: there was a slot of that name before Attach made one. If the
+	// journal remembers nothing then, it is younger than the slot: event IDs have
+	// been given that it does not know.
+	Inherited bool
 	// Reason says why the slot was made, for the log.
 	Reason string
 	// WALEnd is the server's position at attaching, Now its clock, and

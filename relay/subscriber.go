@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// Sink is a transport's end of a subscriber. Its methods are called from one
-// goroutine at a time, never from the sequencer's or the hub's, and may block
-// for as long as the transport's own write deadline.
+// Sink is a transport's end of a subscriber; it may be a [Prompt] one too. Its methods are called from one
+// goroutine at a time, never from the sequencer's or the committer's, and may block
+// for as long as the transport's own write deadline. Push of a [Prompt] one, which
+// may not, is called from the committer's too.
 type Sink interface {
 	// Events writes events, oldest first. live is false for events that the
 	// subscriber reads from the log because it is behind the head. The slice
@@ -22,8 +24,8 @@ type Sink interface {
 	Control(m Control) error
 	// End is called once when the subscriber ends for another reason than
 	// [Subscriber.Close]: with the error of Events or Control, with
-	// [ErrRevoked], or with [ErrNotServing] when another relay has become the
-	// owner. It must not call Close itself, but see to it that it is called.
+	// [ErrRevoked], with [ErrNewEpoch], or with [ErrNotServing] when another
+	// relay has become the owner. It must not call Close itself, but see to it that it is called.
 	End(cause error)
 }
 
@@ -39,7 +41,8 @@ type Established struct {
 }
 
 // ReplayComplete tells that a resumed subscriber, or one that asked for a
-// replay, has been sent everything up to what was the head when it asked.
+// replay, has been sent everything up to what was the head when it asked. It is
+// also how one that was so slow that retention overtook it is told so.
 type ReplayComplete struct {
 	Requested int64
 	// Count is how many events were sent for it.
@@ -76,6 +79,9 @@ var (
 	// ErrBusy: more control messages or replays are waiting for this client
 	// than are kept for one.
 	ErrBusy = errors.New("too many requests are waiting for this client")
+	// ErrNewEpoch ends all subscribers when event IDs of before can't be compared
+	// any more. One that resumes is told so.
+	ErrNewEpoch = errors.New("earlier event IDs can't be compared any more")
 	// ErrRevoked ends the subscribers of a user whose session was revoked.
 	ErrRevoked = errors.New("session revoked")
 )
@@ -99,13 +105,26 @@ type Start struct {
 	// Invalid, if not empty, says why what the client asked for as its last
 	// event ID is none. It starts at the head and is told.
 	Invalid string
+	// Asked is when it was begun to find out who the client is; see
+	// [Relay.Moment]. Without it no revocation of before counts.
+	Asked Moment
+	// Replays, if not nil, is kept at how many replays are under way or waiting,
+	// this subscriber's together with those of others that share the counter.
+	Replays *atomic.Int64
+	// Pace, if not nil, is called before each page of the log, of 512 events at
+	// most, that is read from the journal for a replay, and holds it back for as
+	// long as it does not return. It is called anew after what could not wait.
+	Pace func(context.Context) error
 }
 
 // Subscriber is one connected client: a cursor over the log. It holds no
 // goroutine while there is nothing to send.
 type Subscriber struct {
-	relay *Relay
-	sink  Sink
+	relay    *Relay
+	sink     Sink
+	prompt   Prompt                      // the sink, if it is one
+	counting *atomic.Int64               // Start.Replays
+	pace     func(context.Context) error // Start.Pace
 
 	// Guarded by the hub's lock.
 	memberships []membership
@@ -115,6 +134,7 @@ type Subscriber struct {
 	renewed []Group  // groups that the pump shall change to
 	cursor  int64    // the last event that was passed: sent, or not for us
 	queue   []*Event // offered by the hub and not sent yet; only while live
+	owned   bool     // the queue's memory is this subscriber's, rather than the hub's
 	offered int64    // the last event that the hub offered
 	// live: the cursor is at the head, and the hub's offers extend the queue.
 	live     bool
@@ -122,10 +142,11 @@ type Subscriber struct {
 	replays  []replay // asked for; the first is under way if replaying
 	// replaying: replays[0] has begun.
 	replaying bool
-	pumping   bool
+	pumping   bool // a pump or a pusher sees to it
 	closed    bool
-	idle      sync.Cond // on mu: pumping became false
-	done      chan struct{}
+	idle      chan struct{} // closed when pumping becomes false; nil if nobody waits
+	done      chan struct{} // closed when closed becomes true; nil if nobody waits
+	nudge     chan struct{} // closed when there is something to do; nil if the pump is not held back
 }
 
 // replay is a request to send everything after an event.
@@ -168,8 +189,17 @@ func (s *Subscriber) Replay(after int64) error {
 		return ErrBusy
 	}
 	s.replays = append(s.replays, replay{after: after})
+	s.countReplays(1)
 	s.wake()
 	return nil
+}
+
+// countReplays counts replays that were asked for, or have come to their end.
+func (s *Subscriber) countReplays(n int) {
+	s.relay.replays.Add(int64(n))
+	if s.counting != nil {
+		s.counting.Add(int64(n))
+	}
 }
 
 // SetIdentity changes the subscriber's groups, as a renewed token asks for.
@@ -187,20 +217,30 @@ func (s *Subscriber) SetIdentity(id Identity) {
 func (s *Subscriber) Close() {
 	s.relay.hub.leave(s)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.shut()
-	for s.pumping {
-		s.idle.Wait()
+	if !s.pumping {
+		s.mu.Unlock()
+		return
 	}
+	if s.idle == nil {
+		s.idle = make(chan struct{})
+	}
+	idle := s.idle
+	s.mu.Unlock()
+	<-idle // nothing starts a pump of what is closed
 }
 
 // shut marks the subscriber closed. s.mu is held.
 func (s *Subscriber) shut() {
 	if !s.closed {
 		s.closed = true
-		close(s.done)
+		if s.done != nil {
+			close(s.done)
+		}
 	}
+	s.countReplays(-len(s.replays))
 	s.queue, s.controls, s.replays = nil, nil, nil
+	s.hurry()
 }
 
 // finish ends the subscriber from the relay's side.
@@ -212,34 +252,56 @@ func (s *Subscriber) finish(cause error) {
 	if !already {
 		go func() {
 			s.relay.hub.leave(s)
-			s.sink.End(cause)
+			s.sendEnd(cause)
 		}()
 	}
 }
 
 // wake sees to it that the pump runs. s.mu is held.
 func (s *Subscriber) wake() {
+	s.hurry()
 	if !s.pumping && !s.closed {
-		s.pumping = true
-		go s.pump()
+		s.pumping, s.owned = true, true
+		go s.pump(nil)
 	}
 }
 
-// offer hands over an event that is for one of the subscriber's groups. It
-// never blocks: a subscriber that is behind will find the event in the log.
-func (s *Subscriber) offer(e *Event) {
+// offer hands over events[i], which is for one of the subscriber's groups. It
+// never blocks: a subscriber that is behind will find the event in the log. It
+// reports whether somebody must push to the subscriber now.
+//
+// Until a client is found to take its time its queue is a part of events itself,
+// so that what thousands are sent at once costs none of them memory.
+func (s *Subscriber) offer(events []*Event, i int) (due bool) {
+	e := events[i]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.live || s.closed || e.ID <= s.offered {
-		return // not at the head, gone, or offered already for another group
+		return false // not at the head, gone, or offered already for another group
 	}
 	s.offered = e.ID
-	if len(s.queue) >= maxQueue {
+	n := len(s.queue)
+	switch {
+	case n >= maxQueue:
 		s.queue, s.live = nil, false
-		return
+		return false
+	case !s.owned && n == 0:
+		s.queue = events[i : i+1 : i+1]
+	case !s.owned && i >= n && &s.queue[n-1] == &events[i-1]:
+		s.queue = events[i-n : i+1 : i+1]
+	default:
+		s.queue = append(s.queue, e)
 	}
-	s.queue = append(s.queue, e)
-	s.wake()
+	if s.pumping {
+		return false
+	}
+	if s.prompt == nil {
+		s.own()
+		s.wake()
+		return false
+	}
+	s.pumping = true
+	return true
 }
 
 // fallBack makes the subscriber read the log again from its cursor.
@@ -252,9 +314,16 @@ func (s *Subscriber) fallBack() {
 	}
 }
 
-// pump sends what there is to send and returns when there is nothing more.
-func (s *Subscriber) pump() {
-	err := s.send()
+// pump sends what there is to send, after what a pusher has left of its write,
+// and returns when there is nothing more.
+func (s *Subscriber) pump(left func() error) {
+	var err error
+	if left != nil {
+		err = guard(left)
+	}
+	if err == nil {
+		err = s.send()
+	}
 	if err == nil {
 		return
 	}
@@ -264,7 +333,7 @@ func (s *Subscriber) pump() {
 	s.mu.Unlock()
 	if ended {
 		s.relay.hub.leave(s)
-		s.sink.End(err)
+		s.sendEnd(err)
 	}
 	s.mu.Lock()
 	s.rest()
@@ -274,9 +343,12 @@ func (s *Subscriber) pump() {
 // rest ends the pump, under the same lock under which it was found that there
 // is nothing more to send, so that whatever comes next starts a new one.
 func (s *Subscriber) rest() {
-	s.pumping = false
+	s.pumping, s.owned = false, false
 	s.queue = nil
-	s.idle.Broadcast()
+	if s.idle != nil {
+		close(s.idle)
+		s.idle = nil
+	}
 }
 
 // send is the pump's loop: one thing at a time, in the order of the cases. It
@@ -299,7 +371,7 @@ func (s *Subscriber) send() error {
 			m := s.controls[0]
 			s.controls = s.controls[1:]
 			s.mu.Unlock()
-			if err := s.sink.Control(m); err != nil {
+			if err := s.sendControl(m); err != nil {
 				return err
 			}
 		case len(s.queue) > 0:
@@ -307,7 +379,7 @@ func (s *Subscriber) send() error {
 			s.queue = spare[:0]
 			s.cursor = events[len(events)-1].ID
 			s.mu.Unlock()
-			if err := s.sink.Events(events, true); err != nil {
+			if err := s.sendEvents(events, true); err != nil {
 				return err
 			}
 			clear(events)
@@ -316,7 +388,7 @@ func (s *Subscriber) send() error {
 			answer := s.begin(s.relay.log.Extent())
 			s.mu.Unlock()
 			if answer != nil {
-				if err := s.sink.Control(answer); err != nil {
+				if err := s.sendControl(answer); err != nil {
 					return err
 				}
 			}
@@ -341,9 +413,10 @@ func (s *Subscriber) begin(log Extent) Control {
 	answer := r.check(log)
 	if answer != nil {
 		s.replays = s.replays[1:]
+		s.countReplays(-1)
 		return answer
 	}
-	r.target = log.Head
+	r.target = log.last
 	r.result = ReplayComplete{Requested: r.after, OldestEventID: log.Oldest, Truncated: log.truncates(r.after)}
 	s.cursor, s.queue, s.live = r.after, nil, false
 	s.replaying = true
@@ -357,7 +430,7 @@ func (r *replay) check(log Extent) Control {
 		return Failure{CodeInvalidLastEventID, fmt.Sprintf("last_event_id is %d; allowed are whole numbers from 0 to the newest event, %d", r.after, log.Head)}
 	case r.after > log.Head:
 		return Failure{CodeInvalidLastEventID, fmt.Sprintf("last_event_id %d is above the newest event, %d: refetch your state and go on from there", r.after, log.Head)}
-	case !r.resume && r.after > 0 && r.after <= log.EpochAfter:
+	case !r.resume && r.after > 0 && r.after < log.EpochAfter:
 		return Failure{CodeEpochChanged, fmt.Sprintf("event %d is of an earlier epoch than %s and can't be compared: refetch your state and go on from event %d", r.after, log.Epoch, log.Head)}
 	}
 	return nil
@@ -366,23 +439,33 @@ func (r *replay) check(log Extent) Control {
 // catchUp reads the log once from the cursor, sends what is for the subscriber,
 // and joins the hub when the head is reached.
 func (s *Subscriber) catchUp(cursor int64, groups []Group) error {
-	page, err := s.relay.log.Read(s.ctx(), cursor, groups, readLimit)
-	if err != nil {
-		return s.waitForLog(err)
+	page, _, ok := s.relay.log.recent(cursor, groups, readLimit)
+	if !ok {
+		if !s.heldBack() {
+			return nil
+		}
+		var err error
+		if page, err = s.relay.log.Read(s.ctx(), cursor, groups, readLimit); err != nil {
+			return s.waitForLog(err)
+		}
 	}
 	s.mu.Lock()
+	if s.closed { // perhaps because what was read is of another epoch
+		s.mu.Unlock()
+		return nil
+	}
 	s.cursor = page.Through
 	s.mu.Unlock()
 	if len(page.Events) > 0 {
-		if err := s.sink.Events(page.Events, false); err != nil {
+		if err := s.sendEvents(page.Events, false); err != nil {
 			return err
 		}
 	}
 	s.mu.Lock()
-	complete := s.progress(page)
+	complete := s.progress(cursor, page)
 	s.mu.Unlock()
 	if complete != nil {
-		if err := s.sink.Control(*complete); err != nil {
+		if err := s.sendControl(*complete); err != nil {
 			return err
 		}
 	}
@@ -390,14 +473,56 @@ func (s *Subscriber) catchUp(cursor int64, groups []Group) error {
 	return nil
 }
 
+// heldBack waits for as long as Start.Pace holds a replay back. It returns false
+// when something must be done before: what the client is to be told at once, a
+// change of its groups, or its end.
+func (s *Subscriber) heldBack() bool {
+	if s.pace == nil {
+		return true
+	}
+	s.mu.Lock()
+	switch {
+	case !s.replaying:
+		s.mu.Unlock()
+		return true
+	case s.closed || s.renewed != nil || len(s.controls) > 0:
+		s.mu.Unlock()
+		return false
+	}
+	nudge := make(chan struct{})
+	s.nudge = nudge
+	s.mu.Unlock()
+	err := s.pace(subscriberContext{context.Background(), nudge})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nudge = nil
+	return err == nil
+}
+
+// hurry lets a pump that is held back see what there is to do. s.mu is held.
+func (s *Subscriber) hurry() {
+	if s.nudge != nil {
+		close(s.nudge)
+		s.nudge = nil
+	}
+}
+
 // progress counts a page that was sent for the replay under way and returns
-// what to say when that is complete. s.mu is held.
-func (s *Subscriber) progress(page Page) *ReplayComplete {
+// what to say when that is complete. A client that fell behind by itself is told
+// of what retention took before it was sent, as if it had asked. s.mu is held.
+func (s *Subscriber) progress(cursor int64, page Page) *ReplayComplete {
 	if !s.replaying || len(s.replays) == 0 {
-		return nil
+		if !page.Gap {
+			return nil
+		}
+		return &ReplayComplete{
+			Requested: cursor, Count: int64(len(page.Events)), LastEventID: page.Through,
+			Truncated: true, OldestEventID: s.relay.log.Extent().Oldest,
+		}
 	}
 	r := &s.replays[0]
 	r.result.Count += int64(len(page.Events))
+	r.result.Truncated = r.result.Truncated || page.Gap // retention has come between
 	r.journal = r.journal || page.FromJournal
 	if page.Through < r.target {
 		return nil
@@ -405,6 +530,7 @@ func (s *Subscriber) progress(page Page) *ReplayComplete {
 	r.result.LastEventID = page.Through
 	result, fromJournal := r.result, r.journal
 	s.replays, s.replaying = s.replays[1:], false
+	s.countReplays(-1)
 	s.relay.observer.Replayed(fromJournal, result.Count)
 	return &result
 }
@@ -420,7 +546,7 @@ func (s *Subscriber) waitForLog(err error) error {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-s.done:
+	case <-s.ctx().Done():
 	}
 	return nil
 }
@@ -445,5 +571,13 @@ func (c subscriberContext) Err() error {
 }
 
 func (s *Subscriber) ctx() context.Context {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done == nil {
+		s.done = make(chan struct{})
+		if s.closed {
+			close(s.done)
+		}
+	}
 	return subscriberContext{context.Background(), s.done}
 }

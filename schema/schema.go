@@ -2,6 +2,7 @@ package schema
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"embed"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -32,6 +34,10 @@ type Options struct {
 	// Publication is the publication's name; syncrelay by default.
 	Publication string
 	Logger      *slog.Logger
+	// Progress is told every ProgressInterval (default 3 s) how a migration goes;
+	// nobody is if it is nil.
+	Progress         func(Progress)
+	ProgressInterval time.Duration
 }
 
 // Report says what a migration has done.
@@ -64,7 +70,7 @@ func Migrate(ctx context.Context, databaseURL string, o Options) (Report, error)
 	if o.Publication == "" {
 		o.Publication = "syncrelay"
 	}
-	return run(ctx, databaseURL, o.Logger, migrations, "migrations", "syncrelay.schema_version", func(ctx context.Context, conn *pgx.Conn) error {
+	return run(ctx, databaseURL, o, migrations, "migrations", "syncrelay.schema_version", func(ctx context.Context, conn *pgx.Conn) error {
 		return settle(ctx, conn, o.Publication)
 	})
 }
@@ -72,10 +78,11 @@ func Migrate(ctx context.Context, databaseURL string, o Options) (Report, error)
 // MigrateDemo adds the demo grading tables, in schema demo, to a database that
 // [Migrate] has brought up to date.
 func MigrateDemo(ctx context.Context, databaseURL string, o Options) (Report, error) {
-	return run(ctx, databaseURL, o.Logger, demo, "demo", "syncrelay.demo_version", nil)
+	return run(ctx, databaseURL, o, demo, "demo", "syncrelay.demo_version", nil)
 }
 
-func run(ctx context.Context, databaseURL string, logger *slog.Logger, files embed.FS, dir, versions string, after func(context.Context, *pgx.Conn) error) (report Report, err error) {
+func run(ctx context.Context, databaseURL string, o Options, files embed.FS, dir, versions string, after func(context.Context, *pgx.Conn) error) (report Report, err error) {
+	logger := o.Logger
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
@@ -83,12 +90,21 @@ func run(ctx context.Context, databaseURL string, logger *slog.Logger, files emb
 	if err != nil {
 		return report, errors.New("the database's URL can't be read; write it as postgres://user:password@host:5432/database")
 	}
-	config.RuntimeParams["application_name"] = "syncrelay migrate"
+	config.RuntimeParams["application_name"] = "syncrelay migrate " + rand.Text()[:8] // so that watch knows this one
 	config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
 		if n.Severity == "WARNING" {
 			report.Warnings = append(report.Warnings, hinted(n.Message, n.Hint))
 			logger.Warn(n.Message, "mend", n.Hint)
 		}
+	}
+	if o.Progress != nil {
+		watching, end := context.WithCancel(ctx)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			watch(watching, config, o)
+		}()
+		defer func() { end(); <-ended }()
 	}
 	db := stdlib.OpenDB(*config)
 	defer func() { err = errors.Join(err, db.Close()) }()
@@ -133,7 +149,7 @@ func newProvider(db *sql.DB, files embed.FS, dir, versions string) (*goose.Provi
 	return provider, nil
 }
 
-// prepare checks the server and makes the schema that the versions stand in.
+// prepare checks the server and a table that is there, and makes the schema that the versions stand in.
 func prepare(ctx context.Context, db *sql.DB) error {
 	return withConn(ctx, db, func(ctx context.Context, conn *pgx.Conn) error {
 		var version int
@@ -143,6 +159,9 @@ func prepare(ctx context.Context, db *sql.DB) error {
 		}
 		if version < oldestServer {
 			return fmt.Errorf("the server is PostgreSQL %s; use PostgreSQL 15 or later", name)
+		}
+		if err := fits(ctx, conn, true); err != nil {
+			return err
 		}
 		return underLock(ctx, conn, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, `CREATE SCHEMA IF NOT EXISTS syncrelay`)
@@ -175,13 +194,17 @@ func underLock(ctx context.Context, conn *pgx.Conn, do func(pgx.Tx) error) error
 // partition root.
 func publish(ctx context.Context, tx pgx.Tx, name string) error {
 	quoted := pgx.Identifier{name}.Sanitize()
-	var exists, has bool
+	var exists, has, right, owned bool
 	var table string
 	err := tx.QueryRow(ctx, `
 SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1),
        EXISTS (SELECT FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid
                 WHERE p.pubname = $1 AND (p.puballtables OR r.prrelid = 'sync_events'::regclass)),
-       'sync_events'::regclass::text`, name).Scan(&exists, &has, &table)
+       EXISTS (SELECT FROM pg_publication WHERE pubname = $1 AND pubviaroot
+                  AND pubinsert AND NOT pubupdate AND NOT pubdelete AND NOT pubtruncate),
+       EXISTS (SELECT FROM pg_publication p JOIN pg_roles o ON o.oid = p.pubowner
+                WHERE p.pubname = $1 AND o.rolname = 'syncrelay_relay'),
+       'sync_events'::regclass::text`, name).Scan(&exists, &has, &right, &owned, &table)
 	if err != nil {
 		return fmt.Errorf("look up publication %q: %w", name, err)
 	}
@@ -192,13 +215,15 @@ SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1),
 		statements = []string{`CREATE PUBLICATION ` + quoted + ` FOR TABLE ` + table + ` WITH (` + properties + `)`}
 	case !has:
 		statements = []string{`ALTER PUBLICATION ` + quoted + ` ADD TABLE ` + table, `ALTER PUBLICATION ` + quoted + ` SET (` + properties + `)`}
-	default:
+	case !right: // only then, because a relay reads its backlog anew after a change
 		statements = []string{`ALTER PUBLICATION ` + quoted + ` SET (` + properties + `)`}
 	}
 	// Its owner makes it again if somebody drops it. Who is not a member of the
 	// role may not give it away, and then keeps it.
-	statements = append(statements, `DO $$ BEGIN ALTER PUBLICATION `+quoted+` OWNER TO syncrelay_relay;
+	if !owned {
+		statements = append(statements, `DO $$ BEGIN ALTER PUBLICATION `+quoted+` OWNER TO syncrelay_relay;
 EXCEPTION WHEN insufficient_privilege OR undefined_object THEN NULL; END $$`)
+	}
 	for _, sql := range statements {
 		if _, err := tx.Exec(ctx, sql); err != nil {
 			return fmt.Errorf("publication %q: %w", name, err)
@@ -230,6 +255,8 @@ func explain(err error) error {
 		mend = "set another user or password in the database's URL"
 	case "3D000":
 		mend = "CREATE DATABASE, or name another one in the database's URL"
+	case "55P03":
+		mend = "a long transaction uses the table: let it end, and run syncrelay migrate again"
 	case "42501":
 		if mend == "" {
 			mend = "run syncrelay migrate as the database's owner"
@@ -273,7 +300,8 @@ func hinted(message, hint string) string {
 var ErrVersion = errors.New("the database's schema does not fit")
 
 // Verify checks that a database's schema is the one that this program works
-// with. Its error is one line that says what to do.
+// with, and that the session's role can see the outbox's rows and tell them
+// apart. Its error is one line that says what to do.
 func Verify(ctx context.Context, conn *pgx.Conn) error {
 	var found int64
 	err := conn.QueryRow(ctx, `SELECT coalesce(max(version_id), 0) FROM syncrelay.schema_version WHERE is_applied`).Scan(&found)
@@ -294,7 +322,7 @@ func Verify(ctx context.Context, conn *pgx.Conn) error {
 	case found > want:
 		return fmt.Errorf("%w: it is version %d, this program knows %d; use the newer program that has migrated it", ErrVersion, found, want)
 	}
-	return nil
+	return fits(ctx, conn, false)
 }
 
 // latest is the version of the newest migration.

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/syncrelay/syncrelay/outbox/localpg/pgtest"
+	"github.com/syncrelay/syncrelay/relay"
 	"github.com/syncrelay/syncrelay/schema"
 )
 
@@ -95,7 +96,7 @@ func TestVerifySaysWhatToDo(t *testing.T) {
 	conn := connect(t, u)
 	for _, c := range []struct{ change, want string }{
 		{`SELECT 1`, "has none; run syncrelay migrate"},
-		{`DELETE FROM syncrelay.schema_version WHERE version_id = 4`, "run syncrelay migrate"},
+		{`DELETE FROM syncrelay.schema_version WHERE version_id = (SELECT max(version_id) FROM syncrelay.schema_version)`, "run syncrelay migrate"},
 		{`INSERT INTO syncrelay.schema_version (version_id, is_applied) VALUES (99, true)`, "newer program"},
 	} {
 		exec(t, conn, c.change)
@@ -206,18 +207,90 @@ func TestWriterFunctionsWriteTheRowsOfTheContract(t *testing.T) {
 		`broadcast_sync_event('error', '{}')`:                  "event_type is 'error'",
 		`broadcast_sync_event('replay_complete', '{}')`:        "a word of the protocol",
 		`broadcast_sync_event('connection_established', '{}')`: "a word of the protocol",
+		`broadcast_sync_event('token_expiring', '{}')`:         "a word of the protocol",
 	} {
 		if _, err := conn.Exec(t.Context(), `SELECT `+call); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", call, err, want)
 		}
 	}
-	for _, bad := range []string{"", "pong", "error", "connection_established", "replay_complete"} {
+	for _, bad := range reserved {
+		if !relay.ReservedType(bad) {
+			t.Errorf("the relay sends rows of type %q", bad)
+		}
 		if _, err := conn.Exec(t.Context(), `INSERT INTO sync_events (event_type) VALUES ($1)`, bad); err == nil || !strings.Contains(err.Error(), "event_type_must_not_be_empty_or_a_word_of_the_protocol") {
 			t.Errorf("a row of type %q: got %v", bad, err)
 		}
 	}
 	if _, err := conn.Exec(t.Context(), `INSERT INTO sync_events (event_type, created_at) VALUES ('x', 'infinity')`); err == nil {
 		t.Error("an infinite created_at was taken")
+	}
+}
+
+// reserved are the event types that no row may have.
+var reserved = []string{"", "pong", "error", "connection_established", "replay_complete", "token_expiring"}
+
+// A table of before token_expiring was refused may hold rows of that type.
+func TestRowsThatWereTakenBeforeDoNotStopTheMigration(t *testing.T) {
+	t.Parallel()
+	u := pgtest.Database(t)
+	migrate(t, u)
+	conn := connect(t, u)
+	exec(t, conn, `ALTER TABLE sync_events DROP CONSTRAINT event_type_must_not_be_empty_or_a_word_of_the_protocol,
+		ADD CONSTRAINT event_type_must_not_be_empty_or_a_word_of_the_protocol CHECK (event_type NOT IN ('', 'pong', 'error', 'connection_established', 'replay_complete'));
+		DELETE FROM syncrelay.schema_version WHERE version_id >= 6;
+		INSERT INTO sync_events (event_type) VALUES ('token_expiring');
+		INSERT INTO sync_events (event_type, created_at) VALUES ('token_expiring', '2001-01-01')`)
+	if report := migrate(t, u); len(report.Applied) != 1 || len(report.Warnings) > 0 {
+		t.Errorf("the second migration: %+v, want the one that was missing", report)
+	}
+	if n := value(t, conn, `SELECT count(*)::text FROM sync_events`); n != "2" {
+		t.Errorf("%s rows are left, want 2", n)
+	}
+	for _, at := range []string{"now()", "now() + interval '3 days'", "'2001-01-01'"} {
+		_, err := conn.Exec(t.Context(), `INSERT INTO sync_events (event_type, created_at) VALUES ('token_expiring', `+at+`)`)
+		if err == nil || !strings.Contains(err.Error(), "event_type_must_not_be_empty_or_a_word_of_the_protocol") {
+			t.Errorf("a new row of %s: got %v", at, err)
+		}
+	}
+	// Partitions that are made later fit the table.
+	exec(t, conn, `SELECT syncrelay.make_partitions(9)`)
+	if n := value(t, conn, `SELECT count(*)::text FROM pg_partition_tree('sync_events') WHERE isleaf`); n != "11" {
+		t.Errorf("%s partitions, want two more than 9", n)
+	}
+}
+
+// A payload that could not be sent is the writer's error, however small it is as
+// it is stored; one that is merely large is not.
+func TestPayloadThatCannotBeSentIsRefused(t *testing.T) {
+	t.Parallel()
+	u := pgtest.Database(t)
+	migrate(t, u)
+	conn := connect(t, u)
+	exec(t, conn, `CREATE TABLE source (payload jsonb);
+		INSERT INTO source SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, 2100)`)
+	if size := value(t, conn, `SELECT pg_column_size(payload)::text FROM source`); len(size) > 4 {
+		t.Fatalf("the payload is %s bytes as it is stored, want few", size)
+	}
+	for name, c := range map[string]struct{ payload, code string }{
+		"more than 256 MiB when written out": {`SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, 2100)`, "23514"},
+		"the same, compressed":               {`SELECT payload FROM source`, "23514"},
+		"numbers that are long":              {`SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, 30)`, ""},
+		"a large text":                       {`SELECT to_jsonb(repeat('x', 20 << 20))`, ""},
+		"nothing":                            {`SELECT '{}'::jsonb`, ""},
+	} {
+		_, err := conn.Exec(t.Context(), `INSERT INTO sync_events (event_type, payload) `+strings.Replace(c.payload, "SELECT ", "SELECT 'x', ", 1))
+		var pg *pgconn.PgError
+		switch {
+		case c.code == "" && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case c.code != "" && (!errors.As(err, &pg) || pg.Code != c.code || pg.ConstraintName != "payload_must_not_be_larger_than_256_MiB_as_text"):
+			t.Errorf("%s: got %v, want that the payload is too large", name, err)
+		}
+	}
+	exec(t, conn, `ALTER TABLE sync_events DROP CONSTRAINT "payload_must_not_be_larger_than_256_MiB_as_text"`)
+	migrate(t, u)
+	if n := value(t, conn, `SELECT count(*)::text FROM pg_constraint WHERE conname = 'payload_must_not_be_larger_than_256_MiB_as_text' AND conislocal AND NOT coninhcount > 0`); n != "1" {
+		t.Errorf("migrate made %s constraints of the table, want the one that was missing", n)
 	}
 }
 
@@ -259,11 +332,17 @@ func TestExistingTableIsAdoptedWithoutBeingRewritten(t *testing.T) {
 func TestTableThatCannotBeAdoptedIsNamedWithWhatMendsIt(t *testing.T) {
 	t.Parallel()
 	for ddl, want := range map[string]string{
-		`CREATE TABLE sync_events (id uuid PRIMARY KEY, event_type text)`:                    "ALTER COLUMN id TYPE bigint",
-		`CREATE TABLE sync_events (id bigint PRIMARY KEY, event_type text, payload bytea)`:   "ALTER COLUMN payload TYPE jsonb",
-		`CREATE TABLE sync_events (id bigint PRIMARY KEY, event_type text, user_ids text)`:   "ALTER COLUMN user_ids TYPE bigint[]",
-		`CREATE TABLE sync_events (id bigint PRIMARY KEY, name text)`:                        "no column event_type",
-		`CREATE TABLE sync_events (id bigint PRIMARY KEY, event_type text, created_at date)`: "created_at of table sync_events is of type date",
+		`CREATE TABLE sync_events (id uuid PRIMARY KEY, event_type text)`:                     "ALTER COLUMN id TYPE bigint",
+		`CREATE TABLE sync_events (id bigint PRIMARY KEY, event_type text, payload bytea)`:    "ALTER COLUMN payload TYPE jsonb",
+		`CREATE TABLE sync_events (id bigint PRIMARY KEY, event_type text, user_ids text)`:    "ALTER COLUMN user_ids TYPE bigint[]",
+		`CREATE TABLE sync_events (id bigint PRIMARY KEY, name text)`:                         "no column event_type",
+		`CREATE TABLE sync_events (id bigint PRIMARY KEY, event_type text, created_at date)`:  "created_at of table sync_events is of type date",
+		`CREATE TABLE sync_events (id bigint UNIQUE, event_type text)`:                        "may be NULL, and it is what a row is found by; to mend it: ALTER TABLE sync_events ALTER COLUMN id SET NOT NULL",
+		`CREATE TABLE sync_events (id bigint NOT NULL, event_type text)`:                      `is not unique, and it is what a row is found by; to mend it: CREATE UNIQUE INDEX CONCURRENTLY "sync_events_id_key" ON sync_events (id)`,
+		`CREATE TABLE sync_events (id bigint, event_type text, PRIMARY KEY (id, event_type))`: "is not unique",
+		`CREATE TABLE sync_events (id bigint NOT NULL, event_type text);
+			CREATE UNIQUE INDEX ON sync_events (id) WHERE event_type = 'x'`: "is not unique",
+		`CREATE TABLE sync_events (id bigint NOT NULL, event_type text, created_at timestamptz NOT NULL) PARTITION BY RANGE (created_at)`: "CREATE UNIQUE INDEX ON sync_events (id, created_at)",
 	} {
 		u := pgtest.Database(t)
 		exec(t, connect(t, u), ddl)
@@ -275,6 +354,61 @@ func TestTableThatCannotBeAdoptedIsNamedWithWhatMendsIt(t *testing.T) {
 	exec(t, connect(t, u), `CREATE TABLE sync_events (id bigserial PRIMARY KEY, event_type text, tenant text NOT NULL)`)
 	if report := migrate(t, u); !slices.ContainsFunc(report.Warnings, func(w string) bool { return strings.Contains(w, "column tenant") }) {
 		t.Errorf("warnings %v, want one of the column that every writer must give", report.Warnings)
+	}
+}
+
+// What migrate and the relay say of a table that does not fit is what mends it.
+func TestStatementsThatMendATableDo(t *testing.T) {
+	t.Parallel()
+	for _, ddl := range []string{
+		`CREATE TABLE sync_events (id bigint, event_type text)`,
+		`CREATE TABLE sync_events (id bigint, event_type text, created_at timestamptz NOT NULL) PARTITION BY RANGE (created_at)`,
+		`CREATE TABLE sync_events (event_type text, id bigint NOT NULL); CREATE UNIQUE INDEX ON sync_events (id) INCLUDE (event_type)`, // nothing to mend
+	} {
+		u := pgtest.Database(t)
+		conn := connect(t, u)
+		exec(t, conn, ddl)
+		if _, err := schema.Migrate(t.Context(), u, schema.Options{}); err != nil {
+			if !errors.Is(err, schema.ErrTable) {
+				t.Fatal(err)
+			}
+			_, mend, _ := strings.Cut(err.Error(), "to mend it: ")
+			for statement := range strings.SplitSeq(mend, "; ") {
+				exec(t, conn, statement)
+			}
+		}
+		migrate(t, u)
+		if err := schema.Verify(t.Context(), conn); err != nil {
+			t.Errorf("after %s and what mends it: %v", ddl, err)
+		}
+	}
+}
+
+// A table that was made unfit after it was adopted is noticed at the next start.
+func TestVerifySaysThatTheTableDoesNotFit(t *testing.T) {
+	t.Parallel()
+	u := pgtest.Database(t)
+	conn := connect(t, u)
+	exec(t, conn, `CREATE TABLE sync_events (id bigint PRIMARY KEY, event_type text)`)
+	migrate(t, u)
+	exec(t, conn, `ALTER TABLE sync_events DROP CONSTRAINT sync_events_pkey`)
+	if err := schema.Verify(t.Context(), conn); !errors.Is(err, schema.ErrTable) || !strings.Contains(err.Error(), "CREATE UNIQUE INDEX") {
+		t.Errorf("got %v, want what makes the id unique", err)
+	}
+	exec(t, conn, `ALTER TABLE sync_events ADD PRIMARY KEY (id); ALTER TABLE sync_events ENABLE ROW LEVEL SECURITY`)
+	if report := migrate(t, u); !slices.ContainsFunc(report.Warnings, func(w string) bool {
+		return strings.Contains(w, "row security of table sync_events") && strings.HasSuffix(w, "ALTER ROLE syncrelay_relay BYPASSRLS")
+	}) {
+		t.Errorf("warnings %v, want one of the row security", report.Warnings)
+	}
+	relay := login(t, conn, `GRANT SELECT ON ALL TABLES IN SCHEMA syncrelay TO %s`, `GRANT USAGE ON SCHEMA syncrelay TO %s`, `GRANT SELECT ON sync_events TO %s`)
+	want := `ALTER ROLE "` + relay.Config().User + `" BYPASSRLS`
+	if err := schema.Verify(t.Context(), relay); !errors.Is(err, schema.ErrTable) || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	exec(t, conn, want)
+	if err := schema.Verify(t.Context(), relay); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -371,4 +505,30 @@ func TestDemoTriggersWriteOneEventForEachCadetConcerned(t *testing.T) {
 	if n := value(t, conn, `SELECT count(*)::text FROM sync_events`); n == "0" {
 		t.Error("the traffic wrote nothing")
 	}
+}
+
+// A migrate that changes nothing must not make writers wait behind a long
+// transaction, and one that has to change the table gives up before long.
+func TestMigrateDoesNotKeepWritersWaiting(t *testing.T) {
+	t.Parallel()
+	u := pgtest.Database(t)
+	migrate(t, u)
+	long, writer := connect(t, u), connect(t, u)
+	exec(t, long, `BEGIN`)
+	exec(t, long, `INSERT INTO sync_events (event_type) VALUES ('long')`)
+	exec(t, writer, `SET lock_timeout = '2s'`)
+	migrate(t, u) // it would wait for the long transaction
+	exec(t, writer, `INSERT INTO sync_events (event_type) VALUES ('x')`)
+
+	u = pgtest.Database(t)
+	long = connect(t, u)
+	exec(t, long, `CREATE TABLE sync_events (id bigserial PRIMARY KEY, event_type text)`)
+	exec(t, long, `BEGIN`)
+	exec(t, long, `INSERT INTO sync_events (event_type) VALUES ('long')`)
+	_, err := schema.Migrate(t.Context(), u, schema.Options{})
+	if err == nil || !strings.Contains(err.Error(), "let it end") {
+		t.Errorf("migrate beside a long transaction: %v", err)
+	}
+	exec(t, long, `COMMIT`)
+	migrate(t, u)
 }

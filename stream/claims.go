@@ -5,17 +5,50 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/syncrelay/syncrelay/relay"
 )
+
+// ClaimNames are the names of the claims that say who somebody is. An empty name
+// stands for the one that the field has in the contract (section 6): user_id,
+// role, cadet_id, is_approved. Claims stand at the top level of the token.
+type ClaimNames struct{ UserID, Role, CadetID, IsApproved string }
+
+func (n *ClaimNames) complete() {
+	for _, name := range []struct {
+		value     *string
+		otherwise string
+	}{{&n.UserID, "user_id"}, {&n.Role, "role"}, {&n.CadetID, "cadet_id"}, {&n.IsApproved, "is_approved"}} {
+		if *name.value == "" {
+			*name.value = name.otherwise
+		}
+	}
+}
+
+// check refuses names that mean two things.
+func (n *ClaimNames) check() error {
+	seen := []string{"token_type", "exp", "nbf", "iat", "iss", "aud"}
+	for _, name := range []string{n.UserID, n.Role, n.CadetID, n.IsApproved} {
+		if slices.Contains(seen, name) {
+			return fmt.Errorf("the claim %s is to mean two things; allowed is another name for each", quote(name))
+		}
+		seen = append(seen, name)
+	}
+	return nil
+}
 
 // claims are a token's claims as the contract (section 6) wants them. Decoding
 // happens in two steps: UnmarshalJSON keeps the text, so that the signature is
 // checked first, and decode looks into it.
 type claims struct {
-	text []byte
+	names    ClaimNames
+	userOnly bool
+	text     []byte
 
 	userID     int64
 	role       string
@@ -39,19 +72,12 @@ func (c *claims) UnmarshalJSON(text []byte) error {
 func (c *claims) decode() error {
 	err := eachMember(c.text, func(name string, value json.RawMessage) (err error) {
 		switch name {
-		case "user_id":
+		case c.names.UserID:
 			c.userID, err = claimID(name, value)
-		case "cadet_id":
-			if string(value) != "null" {
-				c.cadetID, err = claimID(name, value)
-				c.hasCadet = true
+		case c.names.CadetID, c.names.Role, c.names.IsApproved:
+			if !c.userOnly {
+				err = c.decodePerson(name, value)
 			}
-		case "role":
-			c.role, err = claimRole(value)
-		case "is_approved":
-			var approved bool
-			approved, err = claimBool(name, value)
-			c.unapproved = !approved
 		case "token_type":
 			err = claimTokenType(value)
 		case "exp":
@@ -73,13 +99,32 @@ func (c *claims) decode() error {
 	case err != nil:
 		return err
 	case c.userID == 0:
-		return fmt.Errorf("user_id is missing; it must be %s", wantID)
-	case c.role == "":
-		return fmt.Errorf("role is missing; it must be %s", wantRole)
+		return fmt.Errorf("%s is missing; it must be %s", c.names.UserID, wantID)
+	case c.role == "" && !c.userOnly:
+		return fmt.Errorf("%s is missing; it must be %s", c.names.Role, wantRole)
 	case c.expires == nil:
 		return fmt.Errorf("exp is missing; it must be %s", wantTime)
 	}
 	return nil
+}
+
+// decodePerson reads what a token says of its user. Where the database says it,
+// what the token says does not count, and so can't be wrong.
+func (c *claims) decodePerson(name string, value json.RawMessage) (err error) {
+	switch name {
+	case c.names.CadetID:
+		if string(value) != "null" {
+			c.cadetID, err = claimID(name, value)
+			c.hasCadet = true
+		}
+	case c.names.Role:
+		c.role, err = claimRole(name, value)
+	case c.names.IsApproved:
+		var approved bool
+		approved, err = claimBool(name, value)
+		c.unapproved = !approved
+	}
+	return err
 }
 
 // What claims may be.
@@ -94,7 +139,8 @@ const (
 func claimID(name string, value json.RawMessage) (int64, error) {
 	digits := string(value)
 	if value[0] == '"' {
-		if err := json.Unmarshal(value, &digits); err != nil {
+		var ok bool
+		if digits, ok = textOf(value); !ok {
 			return 0, fmt.Errorf("%s is a broken text", name)
 		}
 	}
@@ -106,32 +152,19 @@ func claimID(name string, value json.RawMessage) (int64, error) {
 }
 
 func claimText(name string, value json.RawMessage) (string, error) {
-	var s string
-	if value[0] != '"' || json.Unmarshal(value, &s) != nil {
+	s, ok := textOf(value)
+	if !ok {
 		return "", fmt.Errorf("%s is %s; allowed is a text", name, describe(value))
 	}
 	return s, nil
 }
 
-func claimRole(value json.RawMessage) (string, error) {
-	role, err := claimText("role", value)
-	if err != nil || !validRole(role) {
-		return "", fmt.Errorf("role is %s; allowed are %s", describe(value), wantRole)
+func claimRole(name string, value json.RawMessage) (string, error) {
+	role, err := claimText(name, value)
+	if err != nil || !relay.ValidRole(role) {
+		return "", fmt.Errorf("%s is %s; allowed are %s", name, describe(value), wantRole)
 	}
 	return role, nil
-}
-
-func validRole(role string) bool {
-	if role == "" || len(role) > 64 {
-		return false
-	}
-	for i := range len(role) {
-		c := role[i]
-		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-') {
-			return false
-		}
-	}
-	return true
 }
 
 func claimBool(name string, value json.RawMessage) (bool, error) {

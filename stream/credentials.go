@@ -18,17 +18,23 @@ const bearer = "bearer"
 // then (on a WebSocket) the subprotocol pair, then the query. Cookies are never
 // read, so that another site can't ride on one.
 func token(r *http.Request, query url.Values) string {
-	scheme, value, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if strings.EqualFold(scheme, bearer) {
-		if value = strings.TrimSpace(value); value != "" {
-			return value
-		}
+	if value := authorization(r); value != "" {
+		return value
 	}
 	protocols := subprotocols(r)
 	if i := slices.Index(protocols, bearer); i >= 0 && i+1 < len(protocols) {
 		return protocols[i+1]
 	}
 	return query.Get("token")
+}
+
+// authorization is the token of the header Authorization, empty if there is none.
+func authorization(r *http.Request) string {
+	scheme, value, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, bearer) {
+		return ""
+	}
+	return strings.TrimSpace(value)
 }
 
 // subprotocols lists what the client offers, over all of the header's lines.

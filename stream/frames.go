@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/syncrelay/syncrelay/relay"
 )
@@ -18,6 +19,12 @@ type pong struct{ timestamp json.RawMessage }
 
 // renewed says that a new token's identity holds from here on.
 type renewed struct{ relay.Established }
+
+// expiring says that the client's token ends soon, and in how long.
+type expiring struct{ left time.Duration }
+
+// typeTokenExpiring is its type.
+const typeTokenExpiring = relay.TypeTokenExpiring
 
 // heartbeat keeps a connection, and what stands between, from falling asleep: a
 // ping frame on a WebSocket, a comment in an event stream.
@@ -43,6 +50,11 @@ type replayCompleteMessage struct {
 	OldestEventID int64  `json:"oldest_event_id"`
 }
 
+type expiringMessage struct {
+	Type      string `json:"type"`
+	ExpiresIn int64  `json:"expires_in"` // seconds
+}
+
 type errorMessage struct {
 	Type    string `json:"type"`
 	Code    string `json:"code"`
@@ -66,6 +78,9 @@ func control(m relay.Control, transport string, id relay.Identity) (eventType st
 	case relay.Failure:
 		eventType = relay.TypeError
 		message = errorMessage{eventType, m.Code, m.Message}
+	case expiring:
+		eventType = typeTokenExpiring
+		message = expiringMessage{eventType, int64(m.left.Round(time.Second) / time.Second)}
 	case pong:
 		// The timestamp goes back byte for byte, which json.Marshal would not do.
 		text = append(text, `{"type":"pong","timestamp":`...)
@@ -95,6 +110,8 @@ const (
 	frameClose = 0x88
 	framePing  = 0x89
 	framePong  = 0x8a
+	// framePacked is the bit of a frame whose payload is compressed (RFC 7692, section 6).
+	framePacked = 0x40
 )
 
 // maxFrameHeader is the longest header of an unmasked frame, in bytes.

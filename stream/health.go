@@ -26,14 +26,19 @@ type readiness struct {
 // draining is the phase of a server that takes no more clients.
 const draining relay.Phase = "draining"
 
-// serveReady says whether the relay streams and is caught up.
+// serveReady says whether the relay streams and is caught up, and whether it can
+// let anybody in.
 func (s *Server) serveReady(w http.ResponseWriter, _ *http.Request) {
 	status := s.relay.Status()
 	ready := readiness{"ready", status.Phase, status.Reason, status.Head}
 	if s.isDraining() {
 		ready.Phase, ready.Reason = draining, "the relay is shutting down"
 	}
-	if ready.Phase == relay.Streaming {
+	reason := s.verifier.Ready()
+	if ready.Phase == relay.Streaming && reason != "" {
+		ready.Reason = reason
+	}
+	if ready.Phase == relay.Streaming && reason == "" {
 		writeJSON(w, http.StatusOK, ready)
 		return
 	}

@@ -1,9 +1,16 @@
-package stream_test
+package stream
 
 import (
+	"net/http"
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(status int) {
+		http.DefaultClient.CloseIdleConnections()
+		os.Exit(status)
+	}))
+}

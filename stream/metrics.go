@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,6 +13,8 @@ import (
 // in [Observer].
 type metrics struct {
 	webSocket, sse *transport
+	tickets        *prometheus.CounterVec // by outcome
+	packed         prometheus.Counter
 }
 
 // transport is what is counted for one of the two transports. Its children are
@@ -23,6 +26,7 @@ type transport struct {
 	disconnects *prometheus.CounterVec // by reason
 	deliveries  prometheus.Counter
 	latency     prometheus.Observer
+	noise       *noise
 }
 
 // latencyBuckets reach from what a commit costs on loopback to what a person
@@ -46,7 +50,18 @@ func newMetrics(registerer prometheus.Registerer, status func() relay.Status) *m
 		Name: "syncrelay_delivery_latency_seconds", Help: "Time from the commit in Postgres to the socket write, of live events.",
 		Buckets: latencyBuckets,
 	}, []string{"transport"})
-	registerer.MustRegister(connections, connects, disconnects, deliveries, latency, newLogCollector(status))
+	tickets := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "syncrelay_tickets_total", Help: "Requests for a ticket, by outcome: issued, or why not.",
+	}, []string{"outcome"})
+	packed := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "syncrelay_compressed_events_total", Help: "Events compressed, each once for all clients that want it.",
+	})
+	tickets.WithLabelValues(issued)
+	refusals, ends := refusals(), ends()
+	for _, r := range refusals {
+		tickets.WithLabelValues(r.Label)
+	}
+	registerer.MustRegister(packed, tickets, connections, connects, disconnects, deliveries, latency, newLogCollector(status))
 	children := func(label, name string) *transport {
 		by := prometheus.Labels{"transport": label}
 		t := &transport{
@@ -57,14 +72,36 @@ func newMetrics(registerer prometheus.Registerer, status func() relay.Status) *m
 			deliveries:  deliveries.With(by),
 			latency:     latency.With(by),
 		}
+		// A series that begins with its first count would hide that one from
+		// increase() and rate().
 		t.connects.WithLabelValues(accepted)
+		for _, r := range refusals {
+			t.connects.WithLabelValues(r.Label)
+		}
+		for _, r := range ends {
+			t.disconnects.WithLabelValues(r.Label)
+		}
 		return t
 	}
-	return &metrics{webSocket: children("websocket", "WebSocket"), sse: children("sse", "SSE")}
+	return &metrics{webSocket: children("websocket", "WebSocket"), sse: children("sse", "SSE"), tickets: tickets, packed: packed}
 }
 
 // connect counts an attempt to connect.
-func (t *transport) connect(outcome string) { t.connects.WithLabelValues(outcome).Inc() }
+func (t *transport) connect(outcome string) {
+	t.connects.WithLabelValues(outcome).Inc()
+	if outcome != accepted {
+		t.noise.count(outcome)
+	}
+}
+
+// disconnect counts a connection that has ended.
+func (t *transport) disconnect(reason *Reason) {
+	t.disconnects.WithLabelValues(reason.Label).Inc()
+	switch reason.Code { // the client did something that it should not
+	case 1002, 1007, 1008, 1009:
+		t.noise.count(reason.Label)
+	}
+}
 
 // delivered counts events that have just been written.
 func (t *transport) delivered(events []*relay.Event, live bool) {
@@ -81,10 +118,30 @@ func (t *transport) delivered(events []*relay.Event, live bool) {
 	}
 }
 
-// logCollector reads where the log stands when it is asked.
+// pushed counts events of which a push may have left a part for later: those have
+// been written once left has returned.
+func (t *transport) pushed(events []*relay.Event, left func() error, err error) (func() error, error) {
+	switch {
+	case err != nil:
+		return nil, err
+	case left == nil:
+		t.delivered(events, true)
+		return nil, nil
+	}
+	events = slices.Clone(events)
+	return func() error {
+		if err := left(); err != nil {
+			return err
+		}
+		t.delivered(events, true)
+		return nil
+	}, nil
+}
+
+// logCollector reads what the relay does and where the log stands when it is asked.
 type logCollector struct {
-	status          func() relay.Status
-	last, journaled *prometheus.Desc
+	status                 func() relay.Status
+	last, journaled, phase *prometheus.Desc
 }
 
 func newLogCollector(status func() relay.Status) *logCollector {
@@ -92,6 +149,7 @@ func newLogCollector(status func() relay.Status) *logCollector {
 		status:    status,
 		last:      prometheus.NewDesc("syncrelay_last_event_id", "The newest event ID assigned.", nil, nil),
 		journaled: prometheus.NewDesc("syncrelay_journaled_event_id", "The newest event ID in the journal.", nil, nil),
+		phase:     prometheus.NewDesc("syncrelay_phase", "What the relay does: 1 for its present phase, 0 for the others.", []string{"phase"}, nil),
 	}
 }
 
@@ -99,6 +157,7 @@ func newLogCollector(status func() relay.Status) *logCollector {
 func (c *logCollector) Describe(descs chan<- *prometheus.Desc) {
 	descs <- c.last
 	descs <- c.journaled
+	descs <- c.phase
 }
 
 // Collect is part of [prometheus.Collector].
@@ -106,4 +165,11 @@ func (c *logCollector) Collect(metrics chan<- prometheus.Metric) {
 	s := c.status()
 	metrics <- prometheus.MustNewConstMetric(c.last, prometheus.GaugeValue, float64(s.Head))
 	metrics <- prometheus.MustNewConstMetric(c.journaled, prometheus.GaugeValue, float64(s.Journaled))
+	for _, phase := range relay.Phases() {
+		present := 0.0
+		if phase == s.Phase {
+			present = 1
+		}
+		metrics <- prometheus.MustNewConstMetric(c.phase, prometheus.GaugeValue, present, string(phase))
+	}
 }

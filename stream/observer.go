@@ -15,6 +15,8 @@ type Observer struct {
 	journal   prometheus.Counter
 	replayed  prometheus.Counter
 	recovered prometheus.Counter
+	replaced  prometheus.Counter
+	epochs    prometheus.Counter
 	errors    *prometheus.CounterVec
 
 	mu    sync.RWMutex
@@ -48,15 +50,30 @@ func NewObserver(registerer prometheus.Registerer) *Observer {
 		recovered: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "syncrelay_recovered_rows_total", Help: "Rows read from the table because the slot did not bring them.",
 		}),
+		replaced: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "syncrelay_slot_replacements_total", Help: "Replication slots made in the place of one that was lost or could not bring everything.",
+		}),
+		epochs: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "syncrelay_epoch_changes_total", Help: "New epochs: clients had to refetch their state.",
+		}),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "syncrelay_errors_total", Help: "Errors met and handled, by component.",
 		}, []string{"component"}),
 		types: make(map[string]prometheus.Counter),
 	}
-	registerer.MustRegister(o.events, replays, o.replayed, o.recovered, o.errors)
+	registerer.MustRegister(o.events, replays, o.replayed, o.recovered, o.replaced, o.epochs, o.errors)
+	// A series that begins with its first error would hide that error from
+	// increase() and rate().
+	for _, component := range components {
+		o.errors.WithLabelValues(component)
+	}
 	o.other = o.events.WithLabelValues(otherTypes)
 	return o
 }
+
+// components are where errors are met and handled: the values of the label
+// component of syncrelay_errors_total.
+var components = [...]string{"auth", "database", "log", "metrics", "retention", "row", "sink", "stream", "tls"}
 
 // Assigned is part of [relay.Observer].
 func (o *Observer) Assigned(eventType string) {
@@ -98,6 +115,12 @@ func (o *Observer) Replayed(fromJournal bool, events int64) {
 
 // Recovered is part of [relay.Observer].
 func (o *Observer) Recovered(rows int64) { o.recovered.Add(float64(rows)) }
+
+// Replaced is part of [relay.Observer].
+func (o *Observer) Replaced() { o.replaced.Inc() }
+
+// NewEpoch is part of [relay.Observer].
+func (o *Observer) NewEpoch() { o.epochs.Inc() }
 
 // Failed is part of [relay.Observer].
 func (o *Observer) Failed(component string) { o.errors.WithLabelValues(component).Inc() }

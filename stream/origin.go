@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"unicode"
 )
 
 // Origins decides which web pages may connect (RFC 6454 says what an origin is).
@@ -31,6 +32,9 @@ func NewOrigins(allowed []string) (*Origins, error) {
 		case entry == "*":
 			o.any = true
 		default:
+			if strings.ContainsFunc(entry, func(r rune) bool { return r > unicode.MaxASCII }) {
+				return nil, fmt.Errorf("%s has letters that no browser sends; allowed is the name in its form for machines, as https://xn--bcher-kva.example", quote(entry))
+			}
 			scheme, rest, _ := strings.Cut(entry, "://")
 			below, pattern := strings.CutPrefix(rest, "*.")
 			if pattern {

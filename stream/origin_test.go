@@ -108,6 +108,27 @@ func TestOriginHeaderMayBeAbsentAndNotTwice(t *testing.T) {
 	}
 }
 
+func TestCookiesAreNoTokens(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	header := http.Header{"Cookie": {"token=" + sign(t, admin) + "; access_token=" + sign(t, admin) + "; sessionid=x"}}
+	w.dial(t, "/ws/updates/", header).wantClosed(t, 4001, "no token")
+	response := w.get(t, "/api/events", header)
+	if response.Header.Get("Set-Cookie") != "" || response.Header.Get("Access-Control-Allow-Credentials") != "" {
+		t.Errorf("the answer is %v", response.Header)
+	}
+	wantError(t, response, http.StatusUnauthorized, "no_token")
+	wantError(t, w.do(t, http.MethodPost, "http://"+w.addr+"/api/ticket", header), http.StatusUnauthorized, "no_token")
+	// Nor do they change who somebody is.
+	header.Set("Authorization", "Bearer "+sign(t, cadet17))
+	if m := nextOf(t, w.dial(t, "/ws/updates/", header), "connection_established"); m.UserID != 5 || m.Role != "cadet" {
+		t.Errorf("a cadet with an admin's cookie is taken for %s", m.text)
+	}
+	if m := nextOf(t, w.events(t, "/api/events", header), "connection_established"); m.UserID != 5 || m.Role != "cadet" {
+		t.Errorf("a cadet with an admin's cookie is taken for %s", m.text)
+	}
+}
+
 func TestSettingsThatAreNoOriginAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, entry := range []string{
@@ -137,5 +158,27 @@ func TestForbiddenOriginGets403BeforeTheUpgradeAndOnSSE(t *testing.T) {
 	c := w.events(t, "/api/events?token="+sign(t, admin), own)
 	if got := c.Header.Get("Access-Control-Allow-Origin"); got != "http://"+w.addr {
 		t.Errorf("Access-Control-Allow-Origin is %q", got)
+	}
+}
+
+func TestAnOriginThatNoBrowserSendsIsRefusedWhenItIsRead(t *testing.T) {
+	t.Parallel()
+	for _, entry := range []string{"https://bücher.example", "https://*.bücher.example"} {
+		if _, err := stream.NewOrigins([]string{entry}); err == nil || !strings.Contains(err.Error(), "xn--") {
+			t.Errorf("%s: got %v", entry, err)
+		}
+	}
+}
+
+func TestAQueryThatCanNotBeReadIsSaidToBeWrong(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{})
+	upgrade := http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}}
+	for _, query := range []string{"?token=" + sign(t, admin) + "&last_event_id=%zz", "?last_event_id=1;token=" + sign(t, admin), "?%"} {
+		wantError(t, w.get(t, "/api/events"+query, nil), http.StatusBadRequest, "bad_request")
+		wantError(t, w.get(t, "/ws/updates/"+query, upgrade), http.StatusBadRequest, "bad_request")
+	}
+	for _, transport := range []string{"sse", "websocket"} {
+		w.wantMetric(t, `syncrelay_connects_total{outcome="bad_request",transport="`+transport+`"}`, 3)
 	}
 }

@@ -34,10 +34,18 @@ func blocks(text, language string) []string {
 	return all
 }
 
-// epoch makes the epoch of a run that of the page.
-var epoch = regexp.MustCompile(`"epoch":"[^"]*"`)
+// What differs from run to run, and what the page has there.
+var (
+	epoch  = regexp.MustCompile(`"epoch":"[^"]*"`)
+	left   = regexp.MustCompile(`{"type":"token_expiring","expires_in":\d+}`)
+	ticket = regexp.MustCompile(`"ticket":"[^"]*"`)
+)
 
-func onPage(text string) string { return epoch.ReplaceAllString(text, `"epoch":"1732399200"`) }
+func onPage(text string) string {
+	text = left.ReplaceAllString(text, `{"type":"token_expiring","expires_in":60}`)
+	text = ticket.ReplaceAllString(text, `"ticket":"TICKET"`)
+	return epoch.ReplaceAllString(text, `"epoch":"1732399200"`)
+}
 
 func TestReadmeShowsFramesAsTheyAre(t *testing.T) {
 	t.Parallel()
@@ -104,6 +112,14 @@ func TestReadmeShowsFramesAsTheyAre(t *testing.T) {
 		ws.send(t, bad)
 		see(ws.next(t).text)
 	}
+	ws.send(t, `{"type":"auth","token":"`+sign(t, cadet17, endingIn(60))+`"}`)
+	nextOf(t, ws, "connection_established")
+	see(ws.next(t).text)
+	given, err := io.ReadAll(w.askTicket(t, sign(t, cadet17)).Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	see(string(given))
 	for _, path := range []string{"/api/events", "/readyz"} {
 		body, err := io.ReadAll(w.get(t, path, nil).Body)
 		if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"time"
@@ -12,16 +11,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// What a client may take of the HTTP server before it has shown a token.
-const (
-	// headerTimeout is how long the header of a request may take to come in.
-	headerTimeout = 5 * time.Second
-	// idleTimeout is how long a connection may wait for its next request.
-	idleTimeout = time.Minute
-	// maxHeader bounds the header in bytes: a token and what browsers and
-	// proxies add.
-	maxHeader = 16 << 10
-)
+// idleTimeout is how long a connection may wait for its next request.
+const idleTimeout = time.Minute
 
 // shutdownTimeout is how long requests other than streams may take to end.
 const shutdownTimeout = 5 * time.Second
@@ -31,17 +22,33 @@ const shutdownTimeout = 5 * time.Second
 // and returns nil once all have gone. It closes the listeners.
 func (s *Server) Run(ctx context.Context, public, ops net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
-	serve := func(l net.Listener, h http.Handler, before func()) {
+	serve := func(l net.Listener, certificate *Certificate, h http.Handler, before func()) {
 		server := &http.Server{
 			Handler:           h,
-			ReadHeaderTimeout: headerTimeout,
+			ReadHeaderTimeout: s.options.Limits.HeaderTimeout,
 			IdleTimeout:       idleTimeout,
-			MaxHeaderBytes:    maxHeader,
-			// What is logged here is what strangers do; guard logs our own faults.
-			ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+			MaxHeaderBytes:    s.options.Limits.HeaderBytes,
+			ConnContext:       withSocket,
+			HTTP2: &http.HTTP2Config{
+				// A peer that has gone is found as one on HTTP/1.1 is: by what it
+				// does not take, or does not answer.
+				SendPingTimeout:  s.options.PingInterval,
+				PingTimeout:      s.options.WriteTimeout,
+				WriteByteTimeout: s.options.WriteTimeout,
+				// Nothing that is sent to us is long.
+				MaxReceiveBufferPerConnection: 64 << 10,
+				MaxReceiveBufferPerStream:     64 << 10,
+			},
+			ErrorLog: s.noise.errorLog(),
+		}
+		listen := server.Serve
+		if certificate != nil {
+			server.TLSConfig = certificate.config()
+			listen = func(l net.Listener) error { return server.ServeTLS(l, "", "") } // HTTP/2 too
+			group.Go(func() error { return certificate.Run(ctx) })
 		}
 		group.Go(func() error {
-			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			if err := listen(l); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve %s: %w", l.Addr(), err)
 			}
 			return nil
@@ -57,9 +64,13 @@ func (s *Server) Run(ctx context.Context, public, ops net.Listener) error {
 			return nil
 		})
 	}
-	serve(public, s.Handler(), s.Close)
+	group.Go(func() error { return s.noise.run(ctx, s.options.SummaryInterval) })
+	serve(s.newSockets(public), s.options.TLS, s.Handler(), s.Close)
 	if ops != nil {
-		serve(ops, s.OpsHandler(), func() {})
+		serve(ops, s.options.OpsTLS, s.OpsHandler(), func() {})
+	}
+	if s.people != nil {
+		group.Go(func() error { s.recheck(ctx); return nil })
 	}
 	return group.Wait()
 }
@@ -69,12 +80,15 @@ func (s *Server) Run(ctx context.Context, public, ops net.Listener) error {
 // twice is safe.
 func (s *Server) Close() {
 	for _, c := range s.startDraining() {
-		go c.end(reasonRestarting, "")
+		go c.dismiss(reasonRestarting)
 	}
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
 	s.running.Wait()
+	if s.people != nil {
+		s.people.close()
+	}
 }
 
 // spread is how much of the time until a drain's deadline is used for closing
@@ -104,7 +118,7 @@ func (s *Server) Drain(ctx context.Context) error {
 		}
 		// A timer may be late; what is due by now goes together.
 		for ; i < len(sessions) && time.Since(begun) >= time.Duration(i)*each; i++ {
-			go sessions[i].end(reasonRestarting, "")
+			go sessions[i].dismiss(reasonRestarting)
 		}
 		next.Reset(time.Until(begun.Add(time.Duration(i) * each)))
 	}

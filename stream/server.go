@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/pprof"
+	"net/url"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -22,6 +23,7 @@ import (
 const (
 	pathWebSocket = "/ws/updates/"
 	pathEvents    = "/api/events"
+	pathTicket    = "/api/ticket"
 )
 
 // Server is everything that a client touches. Make one with [New]; serve its
@@ -30,12 +32,21 @@ type Server struct {
 	options  Options
 	relay    *relay.Relay
 	verifier *Verifier
+	people   *people // nil if the tokens say who users are
+	tickets  *tickets
 	origins  *Origins
 	logger   *slog.Logger
 	metrics  *metrics
+	gate     *gate
+	noise    *noise
+	vitals   *vitals
 
 	upgrader     *websocket.Upgrader
+	deflating    *websocket.Upgrader // for clients that offer permessage-deflate; nil if none is taken up
 	writeBuffers sync.Pool
+	// How events stand on WebSockets, compressed or not, and in event streams on
+	// HTTP/1.1 and 1.0.
+	packedFrames, frames, chunks, blocks *framing
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
@@ -52,11 +63,25 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		options: o, relay: o.Relay, verifier: o.Verifier, origins: o.Origins, logger: o.Logger,
+		tickets:  newTickets(o.MaxTickets, o.TicketsPerUser),
 		metrics:  newMetrics(o.Registry, o.Relay.Status),
+		gate:     newGate(o.Limits, o.Registry, o.Relay.Replays),
+		vitals:   &vitals{registry: o.Registry, status: o.Relay.Status},
 		sessions: make(map[*session]struct{}),
 		emptied:  make(chan struct{}),
+		frames:   newWebSocketFraming(), chunks: newChunkFraming(), blocks: newBlockFraming(),
 	}
+	s.noise = newNoise(o.Logger)
+	s.metrics.webSocket.noise, s.metrics.sse.noise = s.noise, s.noise
 	s.upgrader = s.newUpgrader()
+	if o.Compression {
+		s.packedFrames = newDeflateFraming(newDeflater(s.metrics.packed))
+		s.deflating = s.newUpgrader()
+		s.deflating.EnableCompression = true
+	}
+	if o.Directory != nil {
+		s.people = newPeople(o.Directory, s.failed)
+	}
 	return s, nil
 }
 
@@ -66,10 +91,16 @@ func (s *Server) Handler() http.Handler {
 	stream := methods(s.serveEvents, http.MethodGet, http.MethodHead, http.MethodOptions)
 	handle(mux, pathWebSocket, methods(s.serveWebSocket, http.MethodGet))
 	handle(mux, pathEvents, stream)
+	handle(mux, pathTicket, methods(s.serveTicket, http.MethodPost, http.MethodOptions))
 	s.health(mux)
-	mux.Handle("/{$}", methods(s.options.Index.ServeHTTP, http.MethodGet, http.MethodHead))
+	mux.Handle(pathClient, newClientHandler())
+	if s.options.Console != nil {
+		s.console(mux)
+	} else {
+		mux.Handle("/{$}", methods(s.options.Index.ServeHTTP, http.MethodGet, http.MethodHead))
+	}
 	mux.HandleFunc("/", notFound)
-	return s.guard(mux)
+	return s.guard(s.bound(mux))
 }
 
 // OpsHandler serves the listener for operators.
@@ -78,13 +109,16 @@ func (s *Server) OpsHandler() http.Handler {
 	s.health(mux)
 	metrics := promhttp.HandlerFor(s.options.Registry, promhttp.HandlerOpts{})
 	mux.Handle("/metrics", methods(metrics.ServeHTTP, http.MethodGet, http.MethodHead))
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("/", notFound)
-	return s.guard(mux)
+	// A profile and a trace take as long as they are asked to.
+	profiles := http.NewServeMux()
+	profiles.HandleFunc("/debug/pprof/", pprof.Index)
+	profiles.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	profiles.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	profiles.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	profiles.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	profiles.Handle("/", s.bound(mux))
+	return s.guard(s.boundBody(profiles))
 }
 
 func (s *Server) health(mux *http.ServeMux) {
@@ -122,37 +156,80 @@ func notFound(w http.ResponseWriter, _ *http.Request) {
 // fault in one from becoming more than that one's.
 func (s *Server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		makeRoom()
 		defer func() {
 			if fault := recover(); fault != nil {
-				s.failed("serve "+quote(r.URL.Path), fmt.Errorf("panic: %v\n%s", fault, debug.Stack()))
+				s.failed("serve "+logged(r.URL.Path), fmt.Errorf("panic: %v\n%s", fault, debug.Stack()))
 				panic(http.ErrAbortHandler) // the connection is of no more use
 			}
 		}()
-		s.logger.Debug("request", slog.String("method", quote(r.Method)), slog.String("path", quote(r.URL.Path)))
+		if s.noise.debugging() {
+			s.noise.debug("request", slog.String("method", logged(r.Method)), slog.String("path", logged(r.URL.Path)))
+		}
 		next.ServeHTTP(w, r)
 	})
 }
 
+// room is what a handshake takes of its goroutine's stack, in bytes, and some more.
+const room = 9 << 10
+
+// makeRoom has the stack grow once, now that little is on it which must be moved. By
+// itself it grows twice in the midst of a handshake, which costs ten times as much
+// and together a tenth of letting a client in.
+//
+//go:noinline
+func makeRoom() byte {
+	var stack [room]byte
+	return at(&stack, room/2)
+}
+
+//go:noinline
+func at(stack *[room]byte, i int) byte { return stack[i] }
+
 // failed logs and counts an error of our own, where it is handled.
 func (s *Server) failed(doing string, err error) {
-	s.logger.Error("error in stream", slog.String("component", "stream"), slog.String("doing", doing), slog.Any("error", err))
+	s.noise.fault(slog.String("component", "stream"), slog.String("doing", doing), slog.Any("error", err))
 	if s.options.Observer != nil {
 		s.options.Observer.Failed("stream")
 	}
 }
 
 func (s *Server) refuseOrigin(w http.ResponseWriter, r *http.Request) {
-	s.logger.Debug("origin refused", slog.String("origin", quote(r.Header.Get("Origin"))))
+	s.noise.debug("origin refused", slog.String("origin", logged(r.Header.Get("Origin"))))
 	w.Header().Add("Vary", "Origin")
-	writeReason(w, reasonOrigin)
+	writeReason(w, r, reasonOrigin)
 }
 
 // writeReason answers a request with the reason for which it is refused.
-func writeReason(w http.ResponseWriter, reason *Reason) {
-	if reason.Status == http.StatusServiceUnavailable {
+func writeReason(w http.ResponseWriter, r *http.Request, reason *Reason) {
+	writeRefusal(w, r, reason, reason.Text)
+}
+
+// writeRefusal does so with more to say.
+func writeRefusal(w http.ResponseWriter, r *http.Request, reason *Reason, text string) {
+	if reason.Status == http.StatusServiceUnavailable || reason.Status == http.StatusTooManyRequests {
+		closeAfter(w, r)                                            // whoever comes again must knock again
 		w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5))) //nolint:gosec // jitter needs no secrecy
 	}
-	writeError(w, reason.Status, reason.Label, reason.Text)
+	writeError(w, reason.Status, reason.Label, text)
+}
+
+// closeAfter ends the connection of a request after the answer. On HTTP/2 it would
+// end the other streams of the browser, which are no part of this.
+func closeAfter(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 1 {
+		w.Header().Set("Connection", "close")
+	}
+}
+
+// parseQuery reads a request's query. One that can't be read is answered: a part of
+// it, which might be the token, would be missing.
+func parseQuery(w http.ResponseWriter, r *http.Request) (url.Values, bool) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil { // whose text may hold a part of a token
+		writeError(w, http.StatusBadRequest, reasonBadRequest.Label, "the query can't be read: % must begin an escape such as %2B, and & separates, not ;")
+	}
+	return query, err == nil
 }
 
 // writeError answers with an error as JSON.

@@ -1,13 +1,10 @@
 package stream
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/syncrelay/syncrelay/relay"
@@ -19,15 +16,19 @@ type eventStream struct {
 	// resumed: the client asked for a place to begin, which is a later one only
 	// when it has been brought there.
 	resumed bool
-	over    chan struct{} // closed when nothing more will be written
+	out     output
+}
 
-	out        sync.Mutex // held while something is written
-	w          http.ResponseWriter
-	controller *http.ResponseController
-	deadline   deadline
-	begun      bool // the header has been written
-	timedOut   bool // a write was not taken in time
-	finished   bool // nothing may be written any more
+// output is where an event stream is written: a connection of its own, or a
+// stream of HTTP/2's.
+type output interface {
+	writeEvents(events []*relay.Event) error
+	// push is that of a [relay.Prompt].
+	push(events []*relay.Event) (left func() error, err error)
+	writeBlock(block []byte) error
+	// finish writes a last block, unless it is nil or nothing can be written, and
+	// makes the stream end soon.
+	finish(block []byte)
 }
 
 // serveEvents answers GET /api/events.
@@ -46,10 +47,26 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	query := r.URL.Query()
-	id, err := s.verifier.Verify(token(r, query))
+	if r.ContentLength > 0 {
+		t.connect(reasonBadRequest.Label)
+		closeAfter(w, r) // nobody waits for the body
+		writeError(w, http.StatusBadRequest, reasonBadRequest.Label, "a request for the event stream has no body")
+		return
+	}
+	query, ok := parseQuery(w, r)
+	if !ok {
+		t.connect(reasonBadRequest.Label)
+		return
+	}
+	id, visit, err := s.knock(w, r, query)
+	taken := false // over by a goroutine of the connection's, which gives back what is taken here
+	defer func() {
+		if !taken {
+			s.depart(visit)
+		}
+	}()
 	if err != nil {
-		s.refuseToken(w, err)
+		s.refuseToken(w, r, err, t.connect)
 		return
 	}
 	if r.Method == http.MethodHead {
@@ -58,47 +75,46 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 	if !s.enter() {
 		t.connect(reasonRestarting.Label)
-		writeReason(w, reasonRestarting)
+		writeReason(w, r, reasonRestarting)
 		return
 	}
-	defer s.leave()
+	defer func() {
+		if !taken {
+			s.leave()
+		}
+	}()
+	c := &eventStream{}
+	c.session = session{server: s, transport: t, link: c, visit: visit}
 	from := start(r, query, true)
-	c := &eventStream{
-		resumed: from.Resume, over: make(chan struct{}),
-		w: w, controller: http.NewResponseController(w),
-	}
-	c.session = session{server: s, transport: t, link: c}
-	c.deadline.timeout = s.options.WriteTimeout
-	if reason := c.open(id, from); reason != nil {
-		t.connect(reason.Label)
-		writeReason(w, reason)
+	c.resumed = from.Resume
+	if r.ProtoMajor >= 2 {
+		c.serveMultiplexed(w, r, id, from)
 		return
 	}
-	select {
-	case <-c.over:
-	case <-r.Context().Done():
-		c.end(c.gone(), "")
-		<-c.over
+	reason := c.takeOver(w, r, id, from)
+	if taken = reason == nil; taken {
+		return
 	}
-	// The writer is the HTTP server's again once this returns: the goodbye is
-	// said, and close waits for the pump.
 	c.session.close()
-	if reason := c.ended(); !c.begun && reason.Status != 0 {
-		writeReason(w, reason) // it ended before there was a stream
+	if c.sub == nil {
+		t.connect(reason.Label) // it was not let in
+	}
+	if reason.Status != 0 {
+		writeReason(w, r, reason)
 	}
 }
 
-// refuseToken answers a request whose token is no good.
-func (s *Server) refuseToken(w http.ResponseWriter, err error) {
+// refuseToken answers a request whose token is no good, and counts it.
+func (s *Server) refuseToken(w http.ResponseWriter, r *http.Request, err error, count func(outcome string)) {
 	reason, text := reasonInternal, reasonInternal.Text
 	if auth, ok := err.(*AuthError); ok { //nolint:errorlint // Verify returns no other
 		reason, text = auth.reason, auth.Error()
 	}
-	s.metrics.sse.connect(reason.Label)
+	count(reason.Label)
 	if reason.Status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", "Bearer")
 	}
-	writeError(w, reason.Status, reason.Label, text)
+	writeRefusal(w, r, reason, text)
 }
 
 // allowOrigin lets a page of another origin, which is allowed, read the answer.
@@ -122,135 +138,37 @@ func streamHeader(h http.Header) {
 // own time, so that they don't all come back at once.
 const retryFrom, retryTo = 1000, 5000
 
-// begin writes the header and what stands before the first message. c.out is
-// held.
-func (c *eventStream) begin() error {
-	c.begun = true
-	streamHeader(c.w.Header())
-	c.w.WriteHeader(http.StatusOK)
+// preamble is what stands before the first message.
+func preamble() []byte {
 	retry := retryFrom + rand.IntN(retryTo-retryFrom) //nolint:gosec // needs no secrecy
-	_, err := c.w.Write([]byte("retry: " + strconv.Itoa(retry) + "\n\n"))
-	return err
-}
-
-// ready prepares for writing. c.out is held.
-func (c *eventStream) ready() error {
-	if c.finished {
-		return errClosing
-	}
-	if !c.begun {
-		return c.begin()
-	}
-	return nil
-}
-
-// writeBlock writes one block.
-func (c *eventStream) writeBlock(block []byte) error {
-	c.out.Lock()
-	defer c.out.Unlock()
-	if err := c.ready(); err != nil {
-		return err
-	}
-	if err := c.pieces(block); err != nil {
-		return err
-	}
-	return c.flush()
-}
-
-// writeEvents writes events, those that are not huge together.
-func (c *eventStream) writeEvents(events []*relay.Event) error {
-	size := 0
-	for _, e := range events {
-		size += min(len(e.SSE()), direct)
-	}
-	buffer := buffers.get(size)
-	defer buffers.put(buffer)
-	b := (*buffer)[:0]
-	c.out.Lock()
-	defer c.out.Unlock()
-	if err := c.ready(); err != nil {
-		return err
-	}
-	for _, e := range events {
-		if c.deadline.closing.Load() {
-			// The goodbye is waiting, and must get through within a second.
-			if err := c.pieces(b); err != nil {
-				return err
-			}
-			return errClosing
-		}
-		block := e.SSE()
-		huge := len(block) >= direct
-		if huge || len(b)+len(block) > cap(b) {
-			if err := c.pieces(b); err != nil {
-				return err
-			}
-			b = b[:0]
-		}
-		if !huge {
-			b = append(b, block...)
-		} else if err := c.pieces(block); err != nil {
-			return err
-		}
-	}
-	if err := c.pieces(b); err != nil {
-		return err
-	}
-	return c.flush()
-}
-
-// pieces writes p. c.out is held.
-func (c *eventStream) pieces(p []byte) error {
-	for len(p) > 0 {
-		c.deadline.extend(c.controller)
-		n, err := c.w.Write(p[:min(len(p), piece)])
-		if err != nil {
-			return c.failed(err)
-		}
-		p = p[n:]
-	}
-	return nil
-}
-
-// flush sends what has been written. c.out is held.
-func (c *eventStream) flush() error { return c.failed(c.controller.Flush()) }
-
-// failed notes how a write failed. c.out is held.
-func (c *eventStream) failed(err error) error {
-	c.timedOut = c.timedOut || errors.Is(err, os.ErrDeadlineExceeded)
-	return err
-}
-
-// gone is why the HTTP server says that the client has gone: it says so too
-// when a write was not taken in time.
-func (c *eventStream) gone() *Reason {
-	c.out.Lock()
-	defer c.out.Unlock()
-	if c.timedOut {
-		return reasonSlow
-	}
-	return reasonClosed
+	return []byte("retry: " + strconv.Itoa(retry) + "\n\n")
 }
 
 // Events is part of [relay.Sink].
 func (c *eventStream) Events(events []*relay.Event, live bool) error {
-	if err := c.writeEvents(events); err != nil {
+	if err := c.out.writeEvents(events); err != nil {
 		return err
 	}
 	c.transport.delivered(events, live)
 	return nil
 }
 
+// Push is part of [relay.Prompt].
+func (c *eventStream) Push(events []*relay.Event) (left func() error, err error) {
+	left, err = c.out.push(events)
+	return c.transport.pushed(events, left, err)
+}
+
 // Control is part of [relay.Sink].
 func (c *eventStream) Control(m relay.Control) error {
 	if _, ok := m.(heartbeat); ok {
-		return c.writeBlock([]byte(": heartbeat\n\n"))
+		return c.out.writeBlock([]byte(": heartbeat\n\n"))
 	}
 	eventType, text, err := control(m, c.transport.name, c.who().Identity)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errEncode, err)
 	}
-	return c.writeBlock(appendSSE(nil, c.position(m), eventType, text))
+	return c.out.writeBlock(appendSSE(nil, c.position(m), eventType, text))
 }
 
 // position is the event ID that a control message tells the browser to resume
@@ -276,20 +194,12 @@ func (c *eventStream) interval() time.Duration { return c.server.options.Heartbe
 // sayGoodbye is part of link. A client that is still there is told why in an
 // error event; it may find that out too by connecting again.
 func (c *eventStream) sayGoodbye(reason *Reason, text string) {
-	defer close(c.over)
-	c.deadline.close(c.controller)
-	c.out.Lock()
-	defer c.out.Unlock()
-	if !c.begun || c.finished || reason.Code == 0 {
-		c.finished = true
-		return
+	var block []byte
+	if reason.Code != 0 {
+		eventType, message, err := control(relay.Failure{Code: reason.Label, Message: text}, c.transport.name, relay.Identity{})
+		if err == nil { // texts can't fail
+			block = appendSSE(nil, -1, eventType, message)
+		}
 	}
-	c.finished = true
-	eventType, message, err := control(relay.Failure{Code: reason.Label, Message: text}, c.transport.name, relay.Identity{})
-	if err != nil {
-		return
-	}
-	if c.pieces(appendSSE(nil, -1, eventType, message)) == nil {
-		_ = c.flush() // the stream ends either way
-	}
+	c.out.finish(block)
 }

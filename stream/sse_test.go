@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"encoding/json"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -236,38 +235,39 @@ func TestStreamsOfClientsThatLeaveAreCleanedUp(t *testing.T) {
 	w.wantMetric(t, `syncrelay_disconnects_total{reason="closed",transport="sse"}`, 1)
 }
 
-func TestAConnectionServesAgainAfterItsStreamHasEnded(t *testing.T) {
+// TestAConnectionEndsWithItsStream: in good order, which a body of chunks tells
+// from one that was cut, and says so before.
+func TestAConnectionEndsWithItsStream(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, worldOptions{})
-	conn, err := net.Dial("tcp", w.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
-	reader := bufio.NewReader(conn)
-	ask := func(path string) (status int, body string) {
-		t.Helper()
-		if _, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: relay\r\n\r\n"); err != nil {
+	for _, version := range []string{"1.1", "1.0"} {
+		conn := w.raw(t)
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		token := sign(t, cadet17, map[string]any{"exp": time.Now().Unix() + 2})
+		if _, err := io.WriteString(conn, "GET /api/events?token="+token+" HTTP/"+version+"\r\nHost: relay\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
+		reader := bufio.NewReader(conn)
 		response, err := http.ReadResponse(reader, nil)
 		if err != nil {
-			t.Fatalf("GET %s: %v", path, err)
+			t.Fatal(err)
 		}
-		defer response.Body.Close()
-		all, err := io.ReadAll(response.Body)
+		if chunked := len(response.TransferEncoding) > 0; !response.Close || response.Proto != "HTTP/"+version || chunked != (version == "1.1") {
+			t.Errorf("HTTP/%s was answered with %s %v, to be closed: %t", version, response.Proto, response.TransferEncoding, response.Close)
+		}
+		w.Insert(grade(17))
+		body, err := io.ReadAll(response.Body)
 		if err != nil {
-			t.Fatalf("GET %s: %v", path, err)
+			t.Errorf("HTTP/%s: the stream was cut: %v", version, err)
 		}
-		return response.StatusCode, string(all)
-	}
-	if _, body := ask("/api/events?token=" + sign(t, cadet17, map[string]any{"exp": time.Now().Unix() + 1})); !strings.Contains(body, "token_expired") {
-		t.Errorf("the stream was %q", body)
-	}
-	waitUntil(time.Now().Add(1100 * time.Millisecond)) // the last write deadline of the stream is past
-	if status, _ := ask("/healthz"); status != http.StatusOK {
-		t.Errorf("the next request was answered with %d", status)
+		text := string(body)
+		if !strings.HasPrefix(text, "retry: ") || !strings.Contains(text, "event: connection_established") ||
+			!strings.Contains(text, `"type":"grade_update"`) || !strings.Contains(text, "token_expired") || !strings.HasSuffix(text, "\n\n") {
+			t.Errorf("HTTP/%s: the stream was %q", version, text)
+		}
+		if _, err := reader.ReadByte(); err != io.EOF {
+			t.Errorf("HTTP/%s: after the stream came %v", version, err)
+		}
 	}
 }
 

@@ -1,12 +1,13 @@
 package stream
 
 import (
+	"compress/flate"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"runtime/debug"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -32,13 +33,9 @@ type webSocket struct {
 // clientLimits bound what one client may send.
 type clientLimits struct{ messages, malformed *rate.Limiter }
 
-// Sizes of what a client sends, in bytes.
-const (
-	maxMessage = 4 << 10
-	// readBuffer is gorilla's smallest: a control frame must fit. What is longer
-	// is read past it.
-	readBuffer = 125
-)
+// readBuffer is gorilla's smallest, in bytes: a control frame must fit. What is
+// longer is read past it.
+const readBuffer = 125
 
 func (s *Server) newUpgrader() *websocket.Upgrader {
 	return &websocket.Upgrader{
@@ -70,74 +67,96 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 		s.refuseOrigin(w, r)
 		return
 	}
-	query := r.URL.Query()
+	query, ok := parseQuery(w, r)
+	if !ok {
+		t.connect(reasonBadRequest.Label)
+		return
+	}
 	from := start(r, query, false)
-	identity, err := s.verifier.Verify(token(r, query))
+	identity, visit, err := s.knock(w, r, query)
+	running := false // on a goroutine of its own, which gives back what is taken here
+	defer func() {
+		if !running {
+			s.depart(visit)
+		}
+	}()
 
 	var header http.Header
 	if slices.Contains(subprotocols(r), bearer) {
 		header = http.Header{"Sec-Websocket-Protocol": {bearer}}
 	}
 	c := &webSocket{}
-	c.session = session{server: s, transport: t, link: c}
-	c.wire.deadline.timeout = s.options.WriteTimeout
+	c.session = session{server: s, transport: t, link: c, visit: visit}
+	c.wire.deadline.timeout, c.wire.deadline.farewell = s.options.WriteTimeout, s.options.CloseTimeout
+	c.wire.unaccounted.most = s.options.Limits.MessageBytes + maxFragments*maxClientHeader
+	upgrader := s.upgrader
+	c.wire.framing = s.frames
+	if s.deflating != nil && deflates(r.Header) {
+		upgrader, c.wire.framing = s.deflating, s.packedFrames
+	}
 	if !s.enter() {
 		t.connect(reasonRestarting.Label)
-		writeReason(w, reasonRestarting)
+		writeReason(w, r, reasonRestarting)
 		return
 	}
-	c.conn, _ = s.upgrader.Upgrade(&hijacker{w, &c.wire}, r, header)
+	defer func() {
+		if !running {
+			s.leave()
+		}
+	}()
+	c.conn, _ = upgrader.Upgrade(&hijacker{w, &c.wire}, r, header)
 	if c.conn == nil {
-		s.leave()
 		t.connect(reasonBadRequest.Label)
 		return // the upgrader has answered
 	}
+	c.conn.SetPingHandler(c.pingFrame)
+	c.conn.SetPongHandler(c.pongFrame)
+	c.begin(identity, err, from)
 	// A goroutine of its own lets go of the HTTP server's, with its deep stack,
 	// its buffers and the request.
-	go c.run(identity, err, from)
+	running = true
+	go c.read()
 }
 
-// run is the life of the connection after the handshake.
-func (c *webSocket) run(id Identity, denied error, from relay.Start) {
+// over ends what the connection was.
+func (c *webSocket) over() {
+	defer c.contain("end a WebSocket")
 	defer c.server.leave()
+	defer c.server.depart(c.visit)
 	defer func() { _ = c.wire.Close() }() // nothing that failed here could be mended
-	c.conn.SetPingHandler(c.pingFrame)
-	c.conn.SetPongHandler(func(string) error { c.heard.Store(true); return nil })
-	switch {
-	case denied != nil:
+	if fault := recover(); fault != nil {
+		c.caught("read from a WebSocket", fault)
+		c.end(reasonInternal, "")
+	}
+	c.session.close()
+}
+
+// begin lets the client in, or says why not.
+func (c *webSocket) begin(id Identity, denied error, from relay.Start) {
+	defer c.contain("begin a WebSocket")
+	if denied != nil {
 		c.refuse(denied)
 		c.transport.connect(c.ended().Label)
-	default:
-		if reason := c.open(id, from); reason != nil {
-			c.end(reason, "")
-			c.transport.connect(reason.Label)
-			break
-		}
-		defer c.session.close()
+		return
 	}
-	c.read()
+	if reason := c.open(id, from); reason != nil {
+		c.end(reason, "")
+		c.transport.connect(reason.Label)
+	}
 }
 
 // read reads until the connection is over: what the client asks for, and once
-// the session has ended only for the client's close frame.
+// the session has ended only for the client's close frame. It mostly waits, with
+// all that it has called for that on the smallest stack that there is.
 func (c *webSocket) read() {
-	defer func() {
-		if fault := recover(); fault != nil {
-			c.server.failed("serve a WebSocket", fmt.Errorf("panic: %v\n%s", fault, debug.Stack()))
-			c.end(reasonInternal, "")
-		}
-	}()
+	defer c.over()
 	for {
 		kind, r, err := c.conn.NextReader()
+		if err == nil && c.ended() == nil {
+			c.heard.Store(true)
+			err = c.message(kind, r)
+		}
 		if err != nil {
-			c.readFailed(err)
-			return
-		}
-		if c.ended() != nil {
-			continue
-		}
-		c.heard.Store(true)
-		if err := c.message(kind, r); err != nil {
 			c.readFailed(err)
 			return
 		}
@@ -146,14 +165,16 @@ func (c *webSocket) read() {
 
 // message reads and handles one message. The buffer is lent only for as long.
 func (c *webSocket) message(kind int, r io.Reader) error {
-	buffer := buffers.get(maxMessage + 1)
+	defer c.contain("answer a message")
+	longest := c.server.options.Limits.MessageBytes
+	buffer := buffers.get(longest + 1)
 	defer buffers.put(buffer)
-	n, err := io.ReadFull(r, (*buffer)[:maxMessage+1])
+	n, err := readUpTo(r, (*buffer)[:longest+1])
 	switch {
-	case err == nil:
-		c.end(reasonTooLarge, "")
+	case err == nil: // what is packed is only unpacked up to here
+		c.end(reasonTooLarge, c.longest())
 		return nil
-	case !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+	case !errors.Is(err, io.EOF):
 		return err
 	}
 	text := (*buffer)[:n]
@@ -169,18 +190,39 @@ func (c *webSocket) message(kind int, r io.Reader) error {
 	return nil
 }
 
-// withinRate counts a message or a ping frame. A client that sends too many is
-// let go.
+// readUpTo fills b, or returns with an error what came before that: io.EOF at the
+// end of a message, while io.ErrUnexpectedEOF means that it can't be unpacked.
+func readUpTo(r io.Reader, b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var more int
+		more, err = r.Read(b[n:])
+		n += more
+	}
+	return n, err
+}
+
+// longest says how long a message may be.
+func (c *webSocket) longest() string {
+	return fmt.Sprintf("%d bytes are allowed", c.server.options.Limits.MessageBytes)
+}
+
+// maxFragments is into how many fragments a message may be cut at least, each with
+// the longest header that a client's frame can have, in bytes.
+const maxFragments, maxClientHeader = 256, 14
+
+// withinRate counts a message, a ping or a pong that nobody asked for. A client that
+// sends too many is let go.
 func (c *webSocket) withinRate() bool {
+	c.wire.unaccounted.bytes = 0
 	if c.limits == nil {
-		o := &c.server.options
+		o := &c.server.options.Limits
 		c.limits = &clientLimits{
-			messages:  rate.NewLimiter(rate.Limit(o.MessageRate), o.MessageBurst),
+			messages:  limiter(o.MessageRate, o.MessageBurst),
 			malformed: rate.NewLimiter(rate.Limit(maxMalformed/malformedWindow.Seconds()), maxMalformed),
 		}
 	}
 	if !c.limits.messages.Allow() {
-		c.end(reasonTooMany, fmt.Sprintf("%g a second are allowed", c.server.options.MessageRate))
+		c.end(reasonTooMany, fmt.Sprintf("%g a second are allowed", c.server.options.Limits.MessageRate))
 		return false
 	}
 	return true
@@ -217,24 +259,31 @@ func (c *webSocket) replay(frame *clientFrame) {
 		c.post(relay.Failure{Code: relay.CodeInvalidLastEventID, Message: err.Error()})
 		return
 	}
-	if c.sub.Replay(after) != nil {
+	refused, err := c.user.replay(c.server.relay.Remembers(after), func() error { return c.sub.Replay(after) })
+	switch {
+	case refused:
+		c.post(relay.Failure{Code: codeTooManyRequests, Message: "too many replays were asked for: ask again later"})
+	case err != nil:
 		c.post(relay.Failure{Code: codeTooManyRequests, Message: "too many replays are waiting: ask again after the next replay_complete"})
 	}
 }
 
 // authenticate renews the identity of the connection with a new token.
 func (c *webSocket) authenticate(token string) {
-	id, err := c.server.verifier.Verify(token)
+	id, err := c.server.authenticateAgain(context.Background(), token, c.who())
+	var auth *AuthError
 	switch {
+	case errors.As(err, &auth) && auth.reason == reasonUnavailable:
+		// That is no fault of the client's, whose present token still holds.
+		c.post(relay.Failure{Code: reasonUnavailable.Label, Message: "the token can't be checked now: send it again later"})
 	case err != nil:
-		c.refuse(err)
-	case id.UserID != c.who().UserID:
-		c.end(reasonOtherUser, "")
+		c.refuse(c.server.gate.judged(c.visit.home, err))
 	default:
-		c.renew(id)
-		c.sub.SetIdentity(id.Identity)
-		status := c.server.relay.Status()
-		c.post(renewed{relay.Established{LastEventID: status.Head, Epoch: status.Epoch}})
+		c.renew(id, func() {
+			c.sub.SetIdentity(id.Identity)
+			status := c.server.relay.Status()
+			c.post(renewed{relay.Established{LastEventID: status.Head, Epoch: status.Epoch}})
+		})
 	}
 }
 
@@ -247,9 +296,22 @@ func (c *webSocket) post(m relay.Control) {
 
 // pingFrame answers a ping frame.
 func (c *webSocket) pingFrame(payload string) error {
+	defer c.contain("answer a ping")
 	c.heard.Store(true)
 	if c.ended() == nil && c.withinRate() {
 		_ = c.wire.writeFrame(framePong, []byte(payload)) // a broken connection is found by the next read
+	}
+	return nil
+}
+
+// pongFrame takes a pong. One that answers a ping of ours counts for nothing.
+func (c *webSocket) pongFrame(string) error {
+	defer c.contain("take a pong")
+	c.heard.Store(true)
+	if c.pinged.Swap(false) {
+		c.wire.unaccounted.bytes = 0
+	} else if c.ended() == nil {
+		c.withinRate()
 	}
 	return nil
 }
@@ -259,14 +321,19 @@ func (c *webSocket) pingFrame(payload string) error {
 func (c *webSocket) readFailed(err error) {
 	var closed *websocket.CloseError
 	var failed net.Error
+	var corrupt flate.CorruptInputError
 	switch {
+	case errors.As(err, &corrupt), errors.Is(err, io.ErrUnexpectedEOF) && c.wire.framing == c.server.packedFrames:
+		c.end(reasonProtocolError, "a message can't be unpacked")
 	case errors.As(err, &failed) && failed.Timeout():
 		return // the farewell is over; there is no other deadline for reading
 	case errors.As(err, &closed) && closed.Code != websocket.CloseAbnormalClosure:
 		c.end(reasonClosed, "")
 		return // gorilla has sent the close frame back
 	case errors.Is(err, websocket.ErrReadLimit):
-		c.end(reasonTooLarge, "")
+		c.end(reasonTooLarge, c.longest())
+	case errors.Is(err, errFragments):
+		c.end(reasonTooMany, "a message in too many fragments")
 	case c.wire.saidGoodbye():
 		c.end(reasonProtocolError, "") // gorilla has said what was wrong
 	default:
@@ -276,8 +343,8 @@ func (c *webSocket) readFailed(err error) {
 	// Closing a socket with something unread in it would reset the connection,
 	// and the close frame could be lost.
 	c.wire.deadline.close(c.wire.Conn)
-	_ = c.wire.SetReadDeadline(time.Now().Add(farewell))
-	_, _ = io.Copy(io.Discard, c.wire.Conn)
+	_ = c.wire.SetReadDeadline(time.Now().Add(c.wire.deadline.farewell))
+	_, _ = io.Copy(io.Discard, &c.wire)
 }
 
 // Events is part of [relay.Sink].
@@ -287,6 +354,12 @@ func (c *webSocket) Events(events []*relay.Event, live bool) error {
 	}
 	c.transport.delivered(events, live)
 	return nil
+}
+
+// Push is part of [relay.Prompt].
+func (c *webSocket) Push(events []*relay.Event) (left func() error, err error) {
+	left, err = c.wire.push(events)
+	return c.transport.pushed(events, left, err)
 }
 
 // Control is part of [relay.Sink].
@@ -322,5 +395,5 @@ func (c *webSocket) sayGoodbye(reason *Reason, text string) {
 		return
 	}
 	c.wire.sayGoodbye(reason.Code, text)
-	_ = c.wire.SetReadDeadline(time.Now().Add(farewell))
+	_ = c.wire.SetReadDeadline(time.Now().Add(c.wire.deadline.farewell))
 }

@@ -1,6 +1,7 @@
 package stream_test
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/http"
@@ -254,7 +255,7 @@ func TestAMessageOfExactlyTheLimitIsTaken(t *testing.T) {
 
 func TestTooManyMessagesCloseWith1008(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, worldOptions{Options: stream.Options{MessageRate: 1, MessageBurst: 10}})
+	w := newWorld(t, worldOptions{Options: stream.Options{Limits: stream.Limits{MessageRate: 1, MessageBurst: 10}}})
 	for name, send := range map[string]func(c *wsClient) error{
 		"messages":    func(c *wsClient) error { return c.WriteMessage(websocket.TextMessage, []byte(`{"type":"ping"}`)) },
 		"ping frames": func(c *wsClient) error { return c.WriteMessage(websocket.PingMessage, nil) },
@@ -378,6 +379,7 @@ func TestTokenThatExpiresCloses(t *testing.T) {
 	if late := time.Since(expires); late < 0 || late > time.Second {
 		t.Errorf("closed %s after the token's end", late)
 	}
+	wantNotice(t, sse, 0, 2)
 	if m := nextOf(t, sse, "error"); m.Code != "token_expired" || m.event != "error" {
 		t.Errorf("SSE: got %s", m.text)
 	}
@@ -390,6 +392,7 @@ func TestAuthFrameRenewsTheIdentityInPlace(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, worldOptions{})
 	c := w.connect(t, jwt.MapClaims{"user_id": 5, "role": "cadet", "cadet_id": 17, "exp": time.Now().Unix() + 2})
+	wantNotice(t, c, 0, 2)
 	c.send(t, `{"type":"auth","token":"`+sign(t, jwt.MapClaims{"user_id": 5, "role": "cadet", "cadet_id": 18})+`"}`)
 	m := nextOf(t, c, "connection_established")
 	if !m.Renewed || !strings.Contains(m.text, `"cadet_id":18`) {
@@ -537,4 +540,88 @@ func TestARelayThatIsNotServingClosesWith1013(t *testing.T) {
 		t.Error("no Retry-After")
 	}
 	wantError(t, response, http.StatusServiceUnavailable, "unavailable")
+}
+
+func TestFramesThatAreNoMessagesAreLimitedToo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldOptions{Options: stream.Options{Limits: stream.Limits{MessageRate: 0.1, MessageBurst: 6}, PingInterval: 500 * time.Millisecond}})
+	for name, flood := range map[string]struct{ first, each frame }{
+		"pongs":                     {frame{first: 0x8a}, frame{first: 0x8a, payload: "x"}},
+		"empty fragments":           {more("x"), middle("")},
+		"empty fragments from none": {more(""), middle("")},
+		"pings between fragments":   {more("x"), ping("x")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn, reader := w.handshake(t)
+			_, _ = conn.Write(flood.first.encode())
+			many := bytes.Repeat(flood.each.encode(), 100)
+			stop := make(chan struct{})
+			defer close(stop)
+			go func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						if _, err := conn.Write(many); err != nil {
+							return
+						}
+					}
+				}
+			}()
+			_ = conn.SetReadDeadline(time.Now().Add(patience))
+			for {
+				answer, err := readAnswer(reader)
+				if err != nil {
+					t.Fatalf("ended with %q, %v", answer, err)
+				}
+				if strings.HasPrefix(answer, "close") {
+					if answer != "close 1008" {
+						t.Errorf("ended with %q", answer)
+					}
+					break
+				}
+			}
+		})
+	}
+
+	// Who answers pings, or cuts a message into single bytes, does what is right.
+	conn, reader := w.handshake(t)
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	for range 12 {
+		for {
+			answer, err := readAnswer(reader)
+			if err != nil || strings.HasPrefix(answer, "close") {
+				t.Fatalf("who answers pings was let go: %q, %v", answer, err)
+			}
+			if strings.HasPrefix(answer, "ping") {
+				break
+			}
+		}
+		_, _ = conn.Write(frame{first: 0x8a}.encode())
+	}
+	text := `{"type":"ping","timestamp":"` + strings.Repeat("x", 200) + `"}`
+	for i := range text {
+		f := frame{payload: text[i : i+1]}
+		if i == 0 {
+			f.first = 0x01
+		}
+		if i == len(text)-1 {
+			f.first = 0x80
+		}
+		_, _ = conn.Write(f.encode())
+	}
+	for {
+		answer, err := readAnswer(reader)
+		if err != nil || strings.HasPrefix(answer, "close") {
+			t.Fatalf("who sent a message in %d fragments was let go: %q, %v", len(text), answer, err)
+		}
+		if strings.Contains(answer, `"pong"`) {
+			break
+		}
+		if strings.HasPrefix(answer, "ping") {
+			_, _ = conn.Write(frame{first: 0x8a}.encode())
+		}
+	}
 }

@@ -3,10 +3,13 @@ package stream
 import (
 	"bufio"
 	"errors"
+	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/syncrelay/syncrelay/relay"
@@ -30,11 +33,55 @@ var errClosing = errors.New("the connection is closing")
 // [Conn]: https://pkg.go.dev/github.com/gorilla/websocket#Conn
 type wire struct {
 	net.Conn
+	in      io.Reader       // what Conn reads from: each call in between takes stack
+	raw     syscall.RawConn // nil if no write can be attempted
+	framing *framing
 
 	mu        sync.Mutex // held while a frame or a batch of them is written
 	deadline  deadline
 	sentClose bool
-	broken    error // the first error of a write
+	broken    error  // the first error of a write
+	held      []byte // the handshake's answer, until the first frame goes out with it
+
+	// The reader's own: what was read since the close frame, and since something
+	// was counted, in bytes. Empty fragments are read inside of gorilla, for as long
+	// as they come: only here can it be seen that nothing comes of them.
+	leftover    int
+	unaccounted struct{ bytes, most int }
+}
+
+// errFragments: more was read than a message can be, and it still has no end.
+var errFragments = errors.New("too many fragments")
+
+// take gives the wire its connection.
+func (w *wire) take(conn net.Conn) {
+	w.Conn, w.in, w.raw = conn, conn, rawConn(conn)
+	if s, ok := conn.(*socket); ok {
+		w.in = s.Conn
+	}
+}
+
+// patience bounds what is read, in bytes, of a client that goes on sending after
+// it was told that the connection ends: more than a client may have had on its
+// way, and less than what a flood would cost.
+const patience = 2 << 20
+
+// Read is part of [net.Conn].
+func (w *wire) Read(p []byte) (int, error) {
+	if !w.deadline.closing.Load() {
+		if most := w.unaccounted.most; most > 0 && w.unaccounted.bytes > most {
+			return 0, errFragments
+		}
+		n, err := w.in.Read(p)
+		w.unaccounted.bytes += n
+		return n, err
+	}
+	if w.leftover >= patience {
+		return 0, errClosing
+	}
+	n, err := w.in.Read(p)
+	w.leftover += n
+	return n, err
 }
 
 // Write writes what gorilla writes: the handshake's answer, then control frames.
@@ -44,14 +91,24 @@ func (w *wire) Write(p []byte) (int, error) {
 	if w.sentClose {
 		return 0, errClosing
 	}
-	if p[0] == frameClose {
+	switch p[0] {
+	case frameClose:
 		w.sentClose = true
+	case handshakeBegins:
+		// connection_established or a close frame follows at once: both leave in one
+		// system call.
+		w.held = slices.Clone(p)
+		return len(p), nil
 	}
 	if err := w.write(p); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
+
+// handshakeBegins is the first byte of an answer of HTTP/1.1, which no frame
+// that gorilla writes begins with: it would be one of a fragment.
+const handshakeBegins = 'H'
 
 // SetWriteDeadline is called by gorilla only: wire sets its own deadlines.
 func (w *wire) SetWriteDeadline(time.Time) error { return nil }
@@ -62,6 +119,9 @@ const piece = 64 << 10
 
 // write writes all of p. w.mu is held.
 func (w *wire) write(p []byte) error {
+	if w.held != nil {
+		p, w.held = append(w.held, p...), nil
+	}
 	for len(p) > 0 && w.broken == nil {
 		w.deadline.extend(w.Conn)
 		n, err := w.Conn.Write(p[:min(len(p), piece)])
@@ -87,12 +147,13 @@ func (w *wire) writeFrame(frame byte, payload []byte) error {
 // rather than copied into a batch: one more system call is then cheaper.
 const direct = 16 << 10
 
-// writeEvents writes events as text frames. Those that are not huge leave
-// together, in one system call for as many as the buffer holds.
+// writeEvents writes events. Those that are not huge leave together, in one
+// system call for as many as the buffer holds.
 func (w *wire) writeEvents(events []*relay.Event) error {
 	size := 0
 	for _, e := range events {
-		size += maxFrameHeader + min(len(e.JSON()), direct)
+		payload, _ := w.framing.payload(e)
+		size += maxHead + min(len(payload), direct)
 	}
 	buffer := buffers.get(size)
 	defer buffers.put(buffer)
@@ -110,28 +171,75 @@ func (w *wire) writeEvents(events []*relay.Event) error {
 			}
 			return errClosing
 		}
-		payload := e.JSON()
-		huge := len(payload) >= direct
-		if !huge && len(b)+maxFrameHeader+len(payload) > cap(b) || huge && len(b)+maxFrameHeader > cap(b) {
+		payload, packed := w.framing.payload(e)
+		if huge := len(payload) >= direct; len(b)+maxHead > cap(b) || !huge && len(b)+maxHead+len(payload) > cap(b) {
 			if err := w.write(b); err != nil {
 				return err
 			}
 			b = b[:0]
 		}
-		b = appendFrameHeader(b, frameText, len(payload))
-		if !huge {
-			b = append(b, payload...)
+		if len(payload) < direct {
+			b = w.framing.append(b, e)
 			continue
 		}
-		if err := w.write(b); err != nil {
+		if err := w.write(w.framing.head(b, len(payload), packed)); err != nil {
 			return err
 		}
 		if err := w.write(payload); err != nil {
 			return err
 		}
-		b = b[:0]
+		b = append(b[:0], w.framing.tail...)
 	}
 	return w.write(b)
+}
+
+// push writes events as far as that is possible without waiting. What is left is
+// written by the function that it returns, which must be called: nothing else is
+// written before.
+func (w *wire) push(events []*relay.Event) (left func() error, err error) {
+	later := func() func() error {
+		events := slices.Clone(events)
+		return func() error { return w.writeEvents(events) }
+	}
+	if w.raw == nil || !w.mu.TryLock() {
+		return later(), nil
+	}
+	kept := false // the lock and the parcel are left's
+	defer func() {
+		if !kept {
+			w.mu.Unlock()
+		}
+	}()
+	p := w.framing.pack(events)
+	if p == nil {
+		return later(), nil
+	}
+	defer func() {
+		if !kept {
+			w.framing.putBack(p)
+		}
+	}()
+	switch {
+	case w.held != nil:
+		return later(), nil
+	case w.sentClose || w.deadline.closing.Load():
+		return nil, errClosing
+	case w.broken != nil:
+		return nil, w.broken
+	}
+	w.deadline.lift(w.Conn) // that of a write before would be this one's
+	n, err := p.attempt.try(w.raw, p.b)
+	w.broken = err
+	rest := p.b[n:]
+	if err != nil || len(rest) == 0 {
+		return nil, err
+	}
+	kept = true
+	return func() error {
+		defer w.mu.Unlock()
+		defer w.framing.putBack(p)
+		return w.write(rest)
+	}, nil
 }
 
 // sayGoodbye writes a close frame, unless one was written already or a write has
@@ -167,23 +275,20 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	h.wire.Conn = conn
+	h.wire.take(conn)
 	return h.wire, rw, nil
 }
 
 // deadline moves a connection's write deadline on as writes get through.
 type deadline struct {
-	timeout time.Duration
-	until   time.Time // guarded by the connection's lock
-	closing atomic.Bool
+	timeout  time.Duration // of a write
+	farewell time.Duration // see Options.CloseTimeout
+	until    time.Time     // guarded by the connection's lock
+	closing  atomic.Bool
 }
 
 // writeDeadliner is a [net.Conn] or an [http.ResponseController].
 type writeDeadliner interface{ SetWriteDeadline(t time.Time) error }
-
-// farewell is how long a connection that ends has to take the last of what was
-// written to it, and then to answer the close frame.
-const farewell = time.Second
 
 // extend gives the next write its time. It asks the connection only when an
 // eighth of that is gone, as moving a timer for every event costs.
@@ -198,13 +303,25 @@ func (d *deadline) extend(conn writeDeadliner) {
 	d.until = now.Add(d.timeout)
 	_ = conn.SetWriteDeadline(d.until) // a connection that is gone says so when written to
 	if d.closing.Load() {              // close came in between
-		_ = conn.SetWriteDeadline(now.Add(farewell))
+		_ = conn.SetWriteDeadline(now.Add(d.farewell))
 	}
 }
 
-// close lets no write take longer than a second from now. Unlike extend it needs
+// lift takes the deadline away while nothing is written.
+func (d *deadline) lift(conn writeDeadliner) {
+	if d.until.IsZero() || d.closing.Load() {
+		return
+	}
+	d.until = time.Time{}
+	_ = conn.SetWriteDeadline(d.until) // as above
+	if d.closing.Load() {
+		_ = conn.SetWriteDeadline(time.Now().Add(d.farewell))
+	}
+}
+
+// close lets no write take longer than the farewell from now. Unlike extend it needs
 // no lock, and so reaches a write that is stuck.
 func (d *deadline) close(conn writeDeadliner) {
 	d.closing.Store(true)
-	_ = conn.SetWriteDeadline(time.Now().Add(farewell))
+	_ = conn.SetWriteDeadline(time.Now().Add(d.farewell))
 }

@@ -26,7 +26,7 @@ import (
 const secret = "a secret that only the tests know about"
 
 // patience is how long a test waits for what must come.
-const patience = 20 * time.Second
+const patience = 40 * time.Second
 
 // world is a running relay with a server in front of it, on real sockets.
 type world struct {
@@ -153,6 +153,7 @@ type message struct {
 	Truncated   bool            `json:"truncated"`
 	OldestID    int64           `json:"oldest_event_id"`
 	Code        string          `json:"code"`
+	ExpiresIn   int             `json:"expires_in"`
 
 	text  string // as it came
 	id    string // the SSE field

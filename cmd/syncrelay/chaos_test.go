@@ -5,7 +5,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -91,14 +90,7 @@ func TestChaos(t *testing.T) {
 func newChaos(t *testing.T) *chaos {
 	t.Helper()
 	s := pgtest.Own(t, localpg.Options{})
-	c := &chaos{product: newDatabaseAt(t, s.URL("postgres")), server: s}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.address = l.Addr().String()
-	_ = l.Close() // each relay takes it in turn
-	return c
+	return &chaos{product: newDatabaseAt(t, s.URL("postgres")), server: s, address: freeAddress(t)}
 }
 
 func (c *chaos) launch() *program {

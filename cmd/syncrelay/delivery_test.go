@@ -90,6 +90,13 @@ func (p *product) write(writers, transactions int) {
 // texts, all of them for the staff (cadet 0), else the cadet's own.
 func (p *product) expected(cadet int64) (texts []string) {
 	p.Helper()
+	// A writer whose connection broke may have left a commit under way.
+	eventually(p, "no writer is at work any more", func() bool {
+		var writing int
+		err := p.pool.QueryRow(p.Context(), `SELECT count(*) FROM pg_stat_activity
+			WHERE datname = current_database() AND backend_xid IS NOT NULL AND application_name <> 'syncrelay'`).Scan(&writing)
+		return err == nil && writing == 0
+	})
 	rows := p.rows()
 	for _, id := range p.judge.Committed(p) {
 		row, ok := rows[id]

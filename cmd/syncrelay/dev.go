@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	"github.com/syncrelay/syncrelay/outbox/localpg"
 	"github.com/syncrelay/syncrelay/relay"
 	"github.com/syncrelay/syncrelay/schema"
+	"github.com/syncrelay/syncrelay/stream"
 )
 
 // devOptions are the flags of dev.
@@ -38,12 +38,18 @@ func newDev(s streams) *cobra.Command {
 schema with the demo grading tables, the relay, and demo traffic. Prints the
 addresses, tokens, lines to paste, and the events as they are sent. Ctrl-C stops
 everything, and leaves nothing behind but the directory of --data.`,
+		Example: `  syncrelay dev
+
+  # keep the database, and write the events yourself
+  syncrelay dev --data ./dev-data --no-traffic`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return dev(cmd.Context(), s, o) },
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.noTraffic, "no-traffic", false, "write no demo traffic")
 	f.StringVar(&o.postgresBin, "postgres-bin", "", "directory with the programs postgres and initdb (default: the newest that is found)")
 	f.StringVar(&o.data, "data", "", "directory for the database, kept between runs (default: a temporary one)")
+	mustMark(cmd.MarkFlagDirname("postgres-bin"))
+	mustMark(cmd.MarkFlagDirname("data"))
 	f.StringVar(&o.address, "address", "", "address for clients (default: 127.0.0.1:8000, or a free port)")
 	f.StringVar(&o.opsAddress, "ops-address", "", "address for metrics (default: 127.0.0.1:8001, or a free port)")
 	return cmd
@@ -74,7 +80,9 @@ func dev(ctx context.Context, s streams, o devOptions) (err error) {
 		return err
 	}
 	logger := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	d, err := newDaemon(ctx, settings, logger)
+	d, err := newDaemon(ctx, settings, logger, func(edge *stream.Options) {
+		edge.Console.People = func() ([]stream.Person, error) { return devPeople(settings.Auth.HMACSecret.Reveal()) }
+	})
 	if err != nil {
 		return err
 	}
@@ -87,7 +95,7 @@ func dev(ctx context.Context, s streams, o devOptions) (err error) {
 		if o.noTraffic {
 			return nil
 		}
-		return traffic(ctx, server.URL("postgres"))
+		return traffic(ctx, server.URL("postgres"), usualPause, io.Discard)
 	})
 	if err := parts.Wait(); err != nil && ctx.Err() == nil {
 		return err
@@ -126,6 +134,7 @@ func devSettings(ctx context.Context, databaseURL string, o devOptions) (configs
 	settings.Database.URL = configs.NewSecret(databaseURL)
 	settings.Auth.HMACSecret = configs.NewSecret(rand.Text() + rand.Text())
 	settings.Drain.Timeout = 2 * time.Second
+	settings.Console.Enabled = true
 	settings.Listen.Address = devAddress(ctx, o.address, "127.0.0.1:8000")
 	settings.Listen.OpsAddress = devAddress(ctx, o.opsAddress, "127.0.0.1:8001")
 	return settings, nil
@@ -157,6 +166,18 @@ var devUsers = []struct {
 	{"cadet 2 (Ben Whitfield)", tokenClaims{UserID: 102, Role: "cadet", CadetID: 2, Approved: true}},
 }
 
+// devPeople are they with a token each, for the console too.
+func devPeople(secret string) (people []stream.Person, err error) {
+	for _, u := range devUsers {
+		token, err := signToken(secret, u.claims, tokenLife)
+		if err != nil {
+			return nil, err
+		}
+		people = append(people, stream.Person{Name: u.name, Role: u.claims.Role, Token: token})
+	}
+	return people, nil
+}
+
 // tokenLife is how long the demo's tokens are valid: a working day and more.
 const tokenLife = 24 * time.Hour
 
@@ -167,38 +188,34 @@ func greet(ctx context.Context, out io.Writer, d *daemon, settings configs.Setti
 		return err
 	}
 	address := d.public.Addr().String()
-	var tokens []string
-	for _, u := range devUsers {
-		token, err := signToken(settings.Auth.HMACSecret.Reveal(), u.claims, tokenLife)
-		if err != nil {
-			return err
-		}
-		tokens = append(tokens, token)
+	people, err := devPeople(settings.Auth.HMACSecret.Reveal())
+	if err != nil {
+		return err
 	}
 	p := &printer{w: out}
 	p.line("")
 	p.line("syncrelay is running.")
 	p.line("")
-	p.line("  page        http://%s/", address)
+	p.line("  console     http://%s/", address)
 	p.line("  WebSocket   ws://%s/ws/updates/", address)
 	p.line("  SSE         http://%s/api/events", address)
 	p.line("  metrics     http://%s/metrics", d.ops.Addr())
 	p.line("  Postgres    %s", server.URL("postgres"))
 	p.line("")
 	p.line("Tokens, valid for %s:", tokenLife)
-	for i, u := range devUsers {
+	for _, person := range people {
 		p.line("")
-		p.line("  # %s", u.name)
-		p.line("  %s", tokens[i])
+		p.line("  # %s", person.Name)
+		p.line("  %s", person.Token)
 	}
 	p.line("")
 	p.line("To paste into another terminal:")
 	p.line("")
 	p.line("  # everything, as the admin, from the beginning")
-	p.line("  curl -N 'http://%s/api/events?last_event_id=0&token=%s'", address, tokens[0])
+	p.line("  curl -N 'http://%s/api/events?last_event_id=0&token=%s'", address, people[0].Token)
 	p.line("")
 	p.line("  # cadet 1 on a WebSocket")
-	p.line("  npx wscat -c 'ws://%s/ws/updates/?token=%s'", address, tokens[2])
+	p.line("  npx wscat -c 'ws://%s/ws/updates/?token=%s'", address, people[2].Token)
 	p.line("")
 	p.line("  # write an event")
 	p.line(`  psql '%s' -c "SELECT broadcast_grade_update(1, '{\"merits\": 3}')"`, server.URL("postgres"))
@@ -208,7 +225,7 @@ func greet(ctx context.Context, out io.Writer, d *daemon, settings configs.Setti
 	if p.err != nil {
 		return p.err
 	}
-	_, err := d.relay.Subscribe(relay.Identity{UserID: 1, Role: "admin"}, screen{out}, relay.Start{})
+	_, err = d.relay.Subscribe(relay.Identity{UserID: 1, Role: "admin"}, screen{out}, relay.Start{})
 	return err
 }
 
@@ -255,27 +272,4 @@ func waitFor(ctx context.Context, holds func() bool) error {
 		}
 	}
 	return nil
-}
-
-// traffic changes the demo's grades now and then.
-func traffic(ctx context.Context, databaseURL string) error {
-	conn, err := pgx.Connect(ctx, databaseURL)
-	if err != nil {
-		return fmt.Errorf("connect the demo's traffic: %w", err)
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	for {
-		if _, err := conn.Exec(ctx, `SELECT demo.make_traffic()`); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("write the demo's traffic: %w", err)
-		}
-		pause, err := rand.Int(rand.Reader, big.NewInt(int64(1500*time.Millisecond)))
-		if err != nil {
-			return fmt.Errorf("draw a pause: %w", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(300*time.Millisecond + time.Duration(pause.Int64())):
-		}
-	}
 }

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -36,7 +37,9 @@ func run(ctx context.Context, args []string, s streams) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintf(s.err, "syncrelay: %v\n", err)
+	if !errors.Is(err, errUnwell) { // which has been told in full
+		fmt.Fprintf(s.err, "syncrelay: %v\n", err)
+	}
 	if isUsage(err) {
 		return exitUsage
 	}

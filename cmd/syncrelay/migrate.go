@@ -15,13 +15,20 @@ func newMigrate(s streams) *cobra.Command {
 		Use: "migrate", Short: "Creates or upgrades the schema; adopts an existing sync_events table", Args: noArguments,
 		Long: `Creates the table sync_events, or adopts the one that is there, and everything
 around it: the relay's own tables, the writer functions, roles, grants and the
-publication. Run it as the database's owner. It is safe to run again.`,
+publication. Run it as the database's owner. It is safe to run again.
+
+A large table is adopted without being rewritten. What takes long is told every few
+seconds, and who is in the way.`,
+		Example: `  SYNCRELAY_DATABASE_URL=postgres://owner@db/grades syncrelay migrate`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			settings, err := loadSettings(s, config, "database.url")
 			if err != nil {
 				return err
 			}
-			o := schema.Options{Publication: settings.Database.Publication}
+			o := schema.Options{
+				Publication: settings.Database.Publication,
+				Progress:    func(p schema.Progress) { fmt.Fprintln(s.err, p) },
+			}
 			report, err := schema.Migrate(cmd.Context(), settings.Database.URL.Reveal(), o)
 			if err == nil && demo {
 				var more schema.Report

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"net/http"
 	"net/url"
 	"strings"
 	"testing"
@@ -17,7 +18,9 @@ import (
 	"github.com/syncrelay/syncrelay/schema"
 )
 
-func TestMain(m *testing.M) { pgtest.Run(m, removeBinary) }
+func TestMain(m *testing.M) {
+	pgtest.Run(m, removeBinary, removeImage, http.DefaultClient.CloseIdleConnections)
+}
 
 const testSecret = "a secret of the tests that is long enough"
 
@@ -86,7 +89,13 @@ func (p *product) settings() []string {
 // start starts the daemon in this process and waits until it streams.
 func (p *product) start(more ...string) {
 	p.Helper()
-	settings, err := configs.Load("", append(p.settings(), more...))
+	p.startWith(append(p.settings(), more...))
+}
+
+// startWith is start with these settings only.
+func (p *product) startWith(environ []string) {
+	p.Helper()
+	settings, err := configs.Load("", environ)
 	if err != nil {
 		p.Fatal(err)
 	}

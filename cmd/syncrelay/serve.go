@@ -24,9 +24,14 @@ func newServe(s streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Runs the daemon", Args: noArguments,
 		Long: `Runs the daemon until SIGTERM or Ctrl-C, which drains: clients are told to
-reconnect, spread over drain.timeout. A second signal ends it at once.`,
+reconnect, spread over drain.timeout. A second signal ends it at once.
+
+Several may run on one database: one serves, and the others wait to take over.`,
+		Example: `  syncrelay serve --config /etc/syncrelay.yaml
+
+  SYNCRELAY_DATABASE_URL=postgres://syncrelay_relay@db/grades SYNCRELAY_AUTH_HMAC_SECRET_FILE=/run/secrets/jwt syncrelay serve`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			settings, err := loadSettings(s, config, "database.url", "auth.hmac_secret")
+			settings, err := loadSettings(s, config, "database.url", configs.AnyKey)
 			if err != nil {
 				return err
 			}
@@ -53,52 +58,130 @@ type daemon struct {
 	journal     *outbox.Journal
 	janitor     *outbox.Janitor
 	monitor     *outbox.Monitor
+	walWarning  int64
+	verifier    *stream.Verifier
+	directory   *outbox.Directory // nil if the tokens say who users are
 	server      *stream.Server
 	public, ops net.Listener
 }
 
 // newDaemon builds the parts and takes the addresses. It does not need the
-// database yet.
-func newDaemon(ctx context.Context, s configs.Settings, logger *slog.Logger) (*daemon, error) {
-	if s.Auth.Identity != "claims" {
-		return nil, fmt.Errorf("auth.identity: found %q, which this version does not have yet; allowed is claims", s.Auth.Identity)
+// database yet. Changes are made to what the settings say about the server.
+func newDaemon(ctx context.Context, s configs.Settings, logger *slog.Logger, changes ...func(*stream.Options)) (*daemon, error) {
+	d := &daemon{logger: logger, drain: s.Drain.Timeout, walWarning: int64(s.Database.WALWarning)}
+	err := d.build(s, changes)
+	if err == nil {
+		err = d.listen(ctx, s.Listen)
 	}
+	if err != nil {
+		d.close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// build makes the parts. What it has made when it fails is for close.
+func (d *daemon) build(s configs.Settings, changes []func(*stream.Options)) (err error) {
 	options := outbox.Options{
-		URL: s.Database.URL.Reveal(), Slot: s.Database.Slot, Publication: s.Database.Publication, Logger: logger,
+		URL: s.Database.URL.Reveal(), Slot: s.Database.Slot, Publication: s.Database.Publication,
+		OwnerTimeout: s.Database.OwnerTimeout, Logger: d.logger,
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	observer := stream.NewObserver(registry)
-	d := &daemon{logger: logger, drain: s.Drain.Timeout, monitor: outbox.NewMonitor(options)}
-	var err error
+	d.monitor = outbox.NewMonitor(options)
 	if d.journal, err = outbox.NewJournal(options); err != nil {
-		return nil, err
+		return err
 	}
 	d.relay = relay.New(relay.Options{
 		Source: outbox.NewSource(options), Journal: d.journal, StaffRoles: s.Auth.StaffRoles,
-		RingEvents: s.Memory.RingEvents, RingBytes: s.Memory.RingBytes, Logger: logger, Observer: observer,
+		Grace:      max(time.Duration(graceShare*float64(d.drain)), 500*time.Millisecond),
+		RingEvents: s.Memory.RingEvents, RingBytes: s.Memory.RingBytes, Logger: d.logger, Observer: observer,
 	})
-	d.janitor = outbox.NewJanitor(options, outbox.Retention{Window: s.Retention.Window, Interval: s.Retention.Interval, Retained: d.relay.Retained})
-	registry.MustRegister(newDatabaseCollector(d.monitor, d.janitor, observer))
-	verifier, err := stream.NewVerifier(stream.VerifierOptions{HMACSecret: []byte(s.Auth.HMACSecret.Reveal())})
-	if err != nil {
-		return nil, err
+	d.janitor = outbox.NewJanitor(options, outbox.Retention{
+		Window: s.Retention.Window, Interval: s.Retention.Interval, Retained: d.relay.Retained, Failed: func() { observer.Failed("retention") },
+	})
+	registry.MustRegister(newDatabaseCollector(d.monitor, d.janitor, observer), newBuildInfo(thisBuild()))
+	if most := s.Limits.Connections; most > 0 {
+		registry.MustRegister(newConnectionsLimit(most))
 	}
-	origins, err := stream.NewOrigins(s.Origins.Allowed)
-	if err != nil {
-		return nil, err
+	if d.verifier, err = newVerifier(s.Auth, d.logger, observer.Failed); err != nil {
+		return err
 	}
-	d.server, err = stream.New(stream.Options{
-		Relay: d.relay, Verifier: verifier, Origins: origins, Logger: logger, Registry: registry, Observer: observer,
-		Heartbeat: s.Stream.Heartbeat,
+	edge := stream.Options{
+		Relay: d.relay, Verifier: d.verifier, Logger: d.logger, Registry: registry, Observer: observer,
+		Heartbeat: s.Stream.Heartbeat, PingInterval: s.Stream.PingInterval, WriteTimeout: s.Stream.WriteTimeout,
+		Compression:     s.Stream.Compression,
+		IdentityRefresh: s.Auth.IdentityRefresh, MaxTickets: s.Auth.Tickets, TicketsPerUser: s.Auth.TicketsPerUser,
+		Limits: streamLimits(s.Limits),
+	}
+	if edge.Origins, err = stream.NewOrigins(s.Origins.Allowed); err != nil {
+		return err
+	}
+	if edge.Proxies, err = stream.NewProxies(s.Listen.TrustedProxies); err != nil {
+		return err
+	}
+	if edge.TLS, err = certificate("listen.tls_cert_file", s.Listen.TLSCertFile, s.Listen.TLSKeyFile, d.logger, observer.Failed); err != nil {
+		return err
+	}
+	if edge.OpsTLS, err = certificate("listen.ops_tls_cert_file", s.Listen.OpsTLSCertFile, s.Listen.OpsTLSKeyFile, d.logger, observer.Failed); err != nil {
+		return err
+	}
+	if s.Auth.Identity == identityFromDatabase {
+		if d.directory, err = outbox.NewDirectory(options, s.Auth.IdentityQuery); err != nil {
+			return err
+		}
+		edge.Directory = d.directory
+	}
+	if s.Console.Enabled {
+		edge.Console = &stream.Console{Staff: s.Auth.StaffRoles}
+	}
+	for _, change := range changes {
+		change(&edge)
+	}
+	d.server, err = stream.New(edge)
+	return err
+}
+
+// close lets go of what build has taken, as far as it got.
+func (d *daemon) close() {
+	d.monitor.Close()
+	if d.journal != nil {
+		d.journal.Close()
+	}
+	if d.directory != nil {
+		d.directory.Close()
+	}
+}
+
+// identityFromDatabase is the value of auth.identity.
+const identityFromDatabase = "database"
+
+// newVerifier makes what checks tokens.
+func newVerifier(s configs.Auth, logger *slog.Logger, failed func(component string)) (*stream.Verifier, error) {
+	v, err := stream.NewVerifier(stream.VerifierOptions{
+		HMACSecret: []byte(s.HMACSecret.Reveal()), PreviousHMACSecret: []byte(s.HMACPreviousSecret.Reveal()),
+		HMACSecretFile: s.HMACSecretFile, PreviousHMACSecretFile: s.HMACPreviousSecretFile,
+		PublicKeyFile: s.PublicKeyFile, JWKSURL: s.JWKSURL, JWKSRefresh: s.JWKSRefresh, Algorithms: s.Algorithms,
+		Claims: stream.ClaimNames(s.Claims), UserOnly: s.Identity == identityFromDatabase, Issuer: s.Issuer, Audience: s.Audience, Leeway: s.Leeway,
+		Logger: logger, Failed: failed,
 	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the settings of auth: %w", err)
 	}
-	if err := d.listen(ctx, s.Listen); err != nil {
-		return nil, err
+	return v, nil
+}
+
+// certificate reads the certificate that a setting names, nil for none.
+func certificate(key, certFile, keyFile string, logger *slog.Logger, failed func(component string)) (*stream.Certificate, error) {
+	if certFile == "" {
+		return nil, nil // plain HTTP
 	}
-	return d, nil
+	c, err := stream.NewCertificate(stream.CertificateOptions{CertFile: certFile, KeyFile: keyFile, Logger: logger, Failed: failed})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return c, nil
 }
 
 // listen takes the addresses.
@@ -114,15 +197,18 @@ func (d *daemon) listen(ctx context.Context, s configs.Listen) error {
 	return nil
 }
 
-// Of the time that a drain may take, the clients have most; what is left is for
-// the journal to be flushed and the last sockets to be closed.
-const clientsShare = 0.8
+// Of the time that a drain may take, the clients have most; then the journal is
+// flushed, and what is left is for the last sockets to be closed. At the last
+// share of it the process ends, whoever has not answered.
+const (
+	clientsShare = 0.8
+	graceShare   = 0.1
+	lastShare    = 0.95
+)
 
 // run serves until ctx ends, and then drains: first the clients, then the relay,
 // so that everything that a client was sent is journaled and confirmed.
 func (d *daemon) run(ctx context.Context) error {
-	defer d.journal.Close()
-	defer d.monitor.Close()
 	d.logger.Info("listening", "address", d.public.Addr().String(), "ops_address", d.ops.Addr().String(), "version", thisBuild().Version)
 	// The parts live on while the clients are drained, unless one has failed.
 	parts, failed := errgroup.WithContext(context.WithoutCancel(ctx))
@@ -133,8 +219,12 @@ func (d *daemon) run(ctx context.Context) error {
 	parts.Go(func() error { return d.server.Run(serving, d.public, d.ops) })
 	parts.Go(func() error { return d.relay.Run(live) })
 	parts.Go(func() error { return d.janitor.Run(live) })
+	parts.Go(func() error { return d.monitor.Run(live, d.walWarning) })
+	parts.Go(func() error { return d.verifier.Run(live) })
+	var deadline <-chan time.Time
 	select {
 	case <-ctx.Done():
+		deadline = time.After(max(time.Duration(lastShare*float64(d.drain)), time.Second))
 		d.logger.Info("stopping", "drain_timeout", d.drain.String())
 		drain, cancel := context.WithTimeout(failed, time.Duration(clientsShare*float64(d.drain)))
 		defer cancel()
@@ -145,9 +235,22 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	endServing()
 	end()
-	err := parts.Wait()
-	if err == nil {
-		d.logger.Info("stopped")
+	ended := make(chan error, 1)
+	go func() {
+		err := parts.Wait()
+		d.close()
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if err == nil {
+			d.logger.Info("stopped")
+		}
+		return err
+	case <-deadline:
+		// Whatever a client was sent is in the journal. Only what is to be said to
+		// a database that does not answer was left unsaid.
+		d.logger.Warn("stopped at the end of drain.timeout, before the database has answered")
+		return nil
 	}
-	return err
 }

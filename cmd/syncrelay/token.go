@@ -4,30 +4,57 @@ import (
 	"crypto/rand"
 	"fmt"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/spf13/cobra"
+
+	"github.com/syncrelay/syncrelay/configs"
 )
 
-// tokenClaims are the claims of a token (section 6 of the contract).
+// tokenClaims are what a token says of its user (section 6 of the contract).
 type tokenClaims struct {
-	UserID    int64  `json:"user_id"`
-	Role      string `json:"role"`
-	CadetID   int64  `json:"cadet_id,omitempty"`
-	Approved  bool   `json:"is_approved"`
-	TokenType string `json:"token_type"`
-	jwt.RegisteredClaims
+	UserID   int64
+	Role     string
+	CadetID  int64 // 0 for none
+	Approved bool
 }
 
-// signToken makes a token for local use.
+// signToken makes a token for local use, with the claims' usual names.
 func signToken(secret string, c tokenClaims, ttl time.Duration) (string, error) {
-	now := time.Now()
-	c.TokenType = "access"
-	c.RegisteredClaims = jwt.RegisteredClaims{
-		IssuedAt: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(now.Add(ttl)), ID: rand.Text(),
+	return signTokenFor(configs.Auth{
+		HMACSecret: configs.NewSecret(secret),
+		Claims:     configs.Claims{UserID: "user_id", Role: "role", CadetID: "cadet_id", IsApproved: "is_approved"},
+	}, c, ttl)
+}
+
+// signTokenFor makes a token that a relay with these settings takes.
+func signTokenFor(auth configs.Auth, c tokenClaims, ttl time.Duration) (string, error) {
+	method := jwt.SigningMethodHS256
+	if len(auth.Algorithms) > 0 {
+		i := slices.IndexFunc(auth.Algorithms, func(name string) bool { return strings.HasPrefix(name, "HS") })
+		if i < 0 {
+			return "", fmt.Errorf("auth.algorithms is %s; a secret signs with HS256, HS384 or HS512 only", strings.Join(auth.Algorithms, ","))
+		}
+		method = map[string]*jwt.SigningMethodHMAC{"HS256": jwt.SigningMethodHS256, "HS384": jwt.SigningMethodHS384, "HS512": jwt.SigningMethodHS512}[auth.Algorithms[i]]
 	}
-	signed, err := jwt.NewWithClaims(jwt.SigningMethodHS256, c).SignedString([]byte(secret))
+	now := time.Now()
+	claims := jwt.MapClaims{
+		auth.Claims.UserID: c.UserID, auth.Claims.Role: c.Role, auth.Claims.IsApproved: c.Approved,
+		"token_type": "access", "iat": now.Unix(), "exp": now.Add(ttl).Unix(), "jti": rand.Text(),
+	}
+	if c.CadetID != 0 {
+		claims[auth.Claims.CadetID] = c.CadetID
+	}
+	if auth.Issuer != "" {
+		claims["iss"] = auth.Issuer
+	}
+	if auth.Audience != "" {
+		claims["aud"] = auth.Audience
+	}
+	signed, err := jwt.NewWithClaims(method, claims).SignedString([]byte(auth.HMACSecret.Reveal()))
 	if err != nil {
 		return "", fmt.Errorf("sign a token: %w", err)
 	}
@@ -57,7 +84,12 @@ func newToken(s streams) *cobra.Command {
 	var ttl time.Duration
 	cmd := &cobra.Command{
 		Use: "token", Short: "Prints a signed token for local use", Args: noArguments,
-		Example: `  curl -N "http://localhost:8000/api/events?token=$(syncrelay token --user 5 --role cadet --cadet 17)"`,
+		Long: `Prints a token that is signed with the settings' auth.hmac_secret, and has the claims
+that auth.claims, auth.issuer and auth.audience want, for trying things out. Real tokens
+come from the application.`,
+		Example: `  SYNCRELAY_TOKEN="$(syncrelay token --user 1 --role admin)" syncrelay tail
+
+  curl -N "http://localhost:8000/api/events?token=$(syncrelay token --user 5 --role cadet --cadet 17)"`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := c.check(cmd.Flags().Changed("cadet"), ttl); err != nil {
 				return err
@@ -66,7 +98,7 @@ func newToken(s streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			token, err := signToken(settings.Auth.HMACSecret.Reveal(), c, ttl)
+			token, err := signTokenFor(settings.Auth, c, ttl)
 			if err != nil {
 				return err
 			}
@@ -77,6 +109,7 @@ func newToken(s streams) *cobra.Command {
 	addConfigFlag(cmd, &config)
 	cmd.Flags().Int64Var(&c.UserID, "user", 0, "the user's ID (required)")
 	cmd.Flags().StringVar(&c.Role, "role", "", "the user's role, such as admin, training_staff or cadet (required)")
+	completeRoles(cmd)
 	cmd.Flags().Int64Var(&c.CadetID, "cadet", 0, "the cadet that the user is")
 	cmd.Flags().BoolVar(&c.Approved, "approved", true, "whether the user is approved")
 	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "for how long the token is valid")

@@ -48,6 +48,8 @@ func newVersion(s streams) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "version", Short: "Prints version, commit and Go version", Args: noArguments,
+		Long:    `Prints the version, the commit that it was built from, and the version of Go.`,
+		Example: `  syncrelay version --json`,
 		RunE: func(*cobra.Command, []string) error {
 			b := thisBuild()
 			if asJSON {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -28,7 +29,8 @@ type Options struct {
 	DataDir string
 	// Port to listen on at 127.0.0.1; a free one if 0.
 	Port int
-	// Settings are added to the configuration.
+	// Settings are added to the configuration, and win over it. An empty one leaves
+	// to the configuration what this package would set.
 	Settings map[string]string
 	Logger   *slog.Logger
 }
@@ -207,6 +209,7 @@ func (s *Server) settings() map[string]string {
 	for name, value := range s.o.Settings {
 		settings[name] = value
 	}
+	maps.DeleteFunc(settings, func(_, value string) bool { return value == "" })
 	return settings
 }
 

@@ -8,7 +8,8 @@ import (
 	"github.com/syncrelay/syncrelay/relay"
 )
 
-// Client is a [relay.Sink] that keeps what it is sent.
+// Client is a [relay.Sink] that keeps what it is sent. Those of staff are
+// prompt sinks: see [Prompt].
 type Client struct {
 	*relay.Subscriber
 
@@ -25,7 +26,11 @@ func Connect(t testing.TB, r *relay.Relay, id relay.Identity, start relay.Start)
 	t.Helper()
 	c := &Client{gate: make(chan struct{})}
 	close(c.gate)
-	sub, err := r.Subscribe(id, c, start)
+	var sink relay.Sink = c
+	if !id.HasCadet {
+		sink = Prompt{c}
+	}
+	sub, err := r.Subscribe(id, sink, start)
 	if err != nil {
 		t.Fatalf("subscribe: %v", err)
 	}
@@ -125,4 +130,36 @@ func Last[T relay.Control](c *Client) (last T, ok bool) {
 		}
 	}
 	return last, ok
+}
+
+// Prompt makes a sink a prompt one: of several events it takes the first at once,
+// and leaves the others. A [Client] that is blocked takes none.
+type Prompt struct{ relay.Sink }
+
+// Push is part of [relay.Prompt].
+func (p Prompt) Push(events []*relay.Event) (left func() error, err error) {
+	n := 1
+	if c, ok := p.Sink.(*Client); ok && c.blocked() {
+		n = 0
+	}
+	if n > 0 {
+		if err := p.Events(events[:n], true); err != nil {
+			return nil, err
+		}
+	}
+	if later := slices.Clone(events[n:]); len(later) > 0 {
+		left = func() error { return p.Events(later, true) }
+	}
+	return left, nil
+}
+
+func (c *Client) blocked() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.gate:
+		return false
+	default:
+		return true
+	}
 }

@@ -3,6 +3,7 @@ package relaytest
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/syncrelay/syncrelay/relay"
 )
@@ -44,23 +45,38 @@ func (j journal) Acquire(ctx context.Context, wait func(string)) (relay.Tenure, 
 }
 
 // Read is part of [relay.JournalReader].
-func (j journal) Read(_ context.Context, after, through int64, groups []relay.Group, limit int) ([]*relay.Event, int64, error) {
+func (j journal) Read(_ context.Context, epoch string, after, through int64, groups []relay.Group, limit int) (relay.Page, error) {
 	j.w.mu.Lock()
 	defer j.w.mu.Unlock()
 	if err := j.life.step("read"); err != nil {
-		return nil, 0, err
+		return relay.Page{}, err
 	}
-	var page []*relay.Event
+	if err := j.isOf(epoch); err != nil {
+		return relay.Page{}, err
+	}
+	if j.w.journal.state.LastID < through {
+		return relay.Page{}, relay.ErrLacking
+	}
+	page := relay.Page{Through: through}
 	for _, e := range j.w.journal.entries {
 		if e.ID <= after || e.ID > through || !intersect(e, groups) {
 			continue
 		}
-		page = append(page, e)
-		if len(page) == limit {
-			return page, e.ID, nil
+		page.Events = append(page.Events, j.w.present(e))
+		if len(page.Events) == limit {
+			page.Through = e.ID
+			break
 		}
 	}
-	return page, through, nil
+	return page, nil
+}
+
+// isOf fails if the journal is of another epoch.
+func (j journal) isOf(epoch string) error {
+	if epoch != "" && j.w.journal.state.Epoch != epoch {
+		return relay.ErrNewEpoch
+	}
+	return nil
 }
 
 func intersect(e *relay.Event, groups []relay.Group) bool {
@@ -68,10 +84,13 @@ func intersect(e *relay.Event, groups []relay.Group) bool {
 }
 
 // Newest is part of [relay.JournalReader].
-func (j journal) Newest(_ context.Context, limit, maxBytes int) ([]*relay.Event, error) {
+func (j journal) Newest(_ context.Context, epoch string, limit, maxBytes int) ([]*relay.Event, error) {
 	j.w.mu.Lock()
 	defer j.w.mu.Unlock()
 	if err := j.life.step("newest"); err != nil {
+		return nil, err
+	}
+	if err := j.isOf(epoch); err != nil {
 		return nil, err
 	}
 	entries := j.w.journal.entries
@@ -81,7 +100,11 @@ func (j journal) Newest(_ context.Context, limit, maxBytes int) ([]*relay.Event,
 			break
 		}
 	}
-	return slices.Clone(entries[from:]), nil
+	newest := slices.Clone(entries[from:])
+	for i, e := range newest {
+		newest[i] = j.w.present(e)
+	}
+	return newest, nil
 }
 
 type tenure struct {
@@ -118,7 +141,11 @@ func (t *tenure) Save(_ context.Context, s relay.State) error {
 
 // Append is part of [relay.Tenure].
 func (t *tenure) Append(_ context.Context, batch *relay.Batch) error {
+	time.Sleep(Latency)
 	return t.write("append", batch.Durable, func(b *book) {
+		for _, e := range batch.Events {
+			t.w.journaled[e.ID] = e.RowID
+		}
 		b.entries = append(b.entries, batch.Events...)
 		b.state.LastID = batch.Events[len(batch.Events)-1].ID
 		b.state.High, b.state.Confirmed = batch.High, max(b.state.Confirmed, batch.Confirm)
@@ -133,22 +160,30 @@ func (t *tenure) Advance(_ context.Context, confirm relay.LSN) error {
 	return t.write("advance", false, func(b *book) { b.state.Confirmed = max(b.state.Confirmed, confirm) })
 }
 
-// Flushed is part of [relay.Tenure]. The server writes to disk what was in the
+// Pulse is part of [relay.Tenure]. The server writes to disk what was in the
 // journal at the call before.
-func (t *tenure) Flushed(context.Context) (at relay.LSN, err error) {
-	err = t.write("flushed", false, func(now *book) {
+func (t *tenure) Pulse(context.Context) (p relay.Pulse, err error) {
+	err = t.write("pulse", false, func(now *book) {
 		if t.w.flushing.entries != nil {
 			t.w.disk = t.w.flushing
 		}
 		t.w.flushing = now.clone()
-		at = t.w.disk.state.Confirmed
+		p = relay.Pulse{Flushed: t.w.disk.state.Confirmed, WALEnd: t.w.end}
 	})
-	return at, err
+	return p, err
+}
+
+// Working is part of [relay.Tenure].
+func (t *tenure) Working(context.Context) (bool, error) {
+	t.w.mu.Lock()
+	defer t.w.mu.Unlock()
+	t.w.asked++
+	return t.w.working, nil
 }
 
 // End is part of [relay.Tenure].
-func (t *tenure) End(context.Context) (at relay.LSN, err error) {
-	err = t.write("end", true, func(b *book) { b.state.Clean, at = true, b.state.Confirmed })
+func (t *tenure) End(_ context.Context, clean bool) (at relay.LSN, err error) {
+	err = t.write("end", true, func(b *book) { b.state.Clean, at = clean, b.state.Confirmed })
 	return at, err
 }
 

@@ -1,8 +1,6 @@
 package relaytest
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -32,6 +30,13 @@ type World struct {
 	disk, flushing book
 	tenure         int64
 	owner          *Life
+	// journaled is every event that ever stood in the journal: which row it is.
+	journaled map[int64]int64
+	// rewritten is what the rows say that were changed once they were journaled.
+	rewritten map[int64]*relay.Event
+	stalled   bool // the streams that there are bring nothing more
+	working   bool // the server is at work on them
+	asked     int  // how often it was asked whether it is
 	// violations are what should never have happened.
 	violations []string
 }
@@ -61,7 +66,7 @@ type slot struct {
 
 // NewWorld is a server that was just started, with an empty table.
 func NewWorld() *World {
-	w := &World{changed: make(chan struct{}), clock: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), end: 1 << 10}
+	w := &World{changed: make(chan struct{}), journaled: make(map[int64]int64), rewritten: make(map[int64]*relay.Event), clock: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), end: 1 << 10}
 	w.server = relay.Server{SystemID: "1", Timeline: 1, StartedAt: w.tick()}
 	return w
 }
@@ -76,86 +81,6 @@ func (w *World) tick() time.Time {
 func (w *World) notify() {
 	close(w.changed)
 	w.changed = make(chan struct{})
-}
-
-// Life is the life of one relay's process: the sessions that it has, until it is
-// killed.
-type Life struct {
-	w    *World
-	hook func(step string) (crash bool)
-	dead bool
-	died chan struct{}
-	// crashAt is the step at which the server crashes, once, under the process.
-	crashAt string
-}
-
-// ErrDead is what a session of a killed process gives, or of a crashed server.
-var ErrDead = errors.New("the session is dead")
-
-// CrashServerAt makes the server crash at the first such step of this process,
-// which lives on and may connect again.
-func (l *Life) CrashServerAt(step string) *Life {
-	l.crashAt = step
-	return l
-}
-
-// Live begins a life. The hook, if not nil, is called before and after each step
-// of the relay's that the world can see, and kills the process by returning
-// true. It must not call the world.
-func (w *World) Live(hook func(step string) (crash bool)) *Life {
-	return &Life{w: w, hook: hook, died: make(chan struct{})}
-}
-
-// Kill ends the life's sessions.
-func (l *Life) Kill() {
-	l.w.mu.Lock()
-	defer l.w.mu.Unlock()
-	l.kill()
-}
-
-func (l *Life) kill() {
-	if l.dead {
-		return
-	}
-	l.dead = true
-	close(l.died)
-	if l.w.owner == l {
-		l.w.owner = nil
-	}
-	if l.w.slot != nil && l.w.slot.holder == l {
-		l.w.slot.holder = nil
-	}
-	l.w.notify()
-}
-
-// Died is closed when the process has been killed.
-func (l *Life) Died() <-chan struct{} { return l.died }
-
-// Step is a step that the relay's client sees, such as the writing of an event.
-func (l *Life) Step(step string) error {
-	l.w.mu.Lock()
-	defer l.w.mu.Unlock()
-	return l.step(step)
-}
-
-// step asks whether the process dies now. w.mu is held.
-func (l *Life) step(step string) error {
-	if !l.dead && l.hook != nil && l.hook(step) {
-		l.kill()
-	}
-	if l.dead {
-		return ErrDead
-	}
-	if l.crashAt == step {
-		l.crashAt = ""
-		if l.w.slot != nil {
-			l.w.slot.holder = nil
-		}
-		l.w.owner = nil
-		l.w.crash()
-		return ErrDead
-	}
-	return nil
 }
 
 // Commit commits one transaction. Rows without an ID or a time are given one.
@@ -184,6 +109,24 @@ func (w *World) Commit(rows ...relay.Row) []int64 {
 	return ids
 }
 
+// Rewrite changes the row of an event that stands in the journal, as an UPDATE of
+// the table does: the journal goes on saying whom it was for, and who reads it
+// back finds what it says now.
+func (w *World) Rewrite(id int64, row relay.Row) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	row.ID = w.journaled[id]
+	w.rewritten[id] = relay.NewEvent(id, &row, time.Time{})
+}
+
+// present is an event as its row says it now. w.mu is held.
+func (w *World) present(e *relay.Event) *relay.Event {
+	if now, ok := w.rewritten[e.ID]; ok {
+		return now
+	}
+	return e
+}
+
 // Depose ends the owner's sessions, as broken connections do.
 func (w *World) Depose() {
 	w.mu.Lock()
@@ -209,6 +152,27 @@ func (w *World) crash() {
 	w.journal, w.flushing = w.disk.clone(), book{}
 	w.server.StartedAt = w.tick()
 	w.notify()
+}
+
+// Stall makes the present stream bring nothing more, although it stays connected.
+func (w *World) Stall() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stalled = true
+}
+
+// Work makes the server say that it is at work on the stream, or that it is not.
+func (w *World) Work(working bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.working = working
+}
+
+// Asked is how often the server was asked whether it is at work on the stream.
+func (w *World) Asked() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.asked
 }
 
 // LoseSlot drops the slot.
@@ -253,6 +217,20 @@ func (w *World) Restore(c Copy) {
 	w.notify()
 }
 
+// RestoreTables puts the table and the journal back as they were, from a dump,
+// while the server goes on. The slot is dropped, as with the database that is made
+// anew.
+func (w *World) RestoreTables(c Copy) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.owner != nil {
+		w.owner.kill()
+	}
+	w.txs, w.nextID, w.slot = slices.Clone(c.txs), c.nextID, nil
+	w.disk, w.journal, w.flushing = c.disk.clone(), c.disk.clone(), book{}
+	w.notify()
+}
+
 // Promote makes another server of this one, as the promotion of a standby does.
 func (w *World) Promote() {
 	w.mu.Lock()
@@ -261,8 +239,20 @@ func (w *World) Promote() {
 	w.slot = nil
 }
 
+// Shown is told of what a client is sent: nothing may be that was never journaled.
+func (w *World) Shown(events []*relay.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range events {
+		if w.journaled[e.ID] != e.RowID {
+			w.violations = append(w.violations, fmt.Sprintf("row %d was shown as event %d, and the journal has never said so", e.RowID, e.ID))
+		}
+	}
+}
+
 // Violations are what should never have happened: a position that was confirmed
-// and that the journal does not hold durably.
+// and that the journal does not hold durably, or an event that was shown before
+// it was journaled.
 func (w *World) Violations() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -296,167 +286,3 @@ func (w *World) Source() relay.Source { return w.Live(nil).Source() }
 
 // Journal is the journal of a process that is never killed.
 func (w *World) Journal() relay.Journal { return w.Live(nil).Journal() }
-
-// Source is the source as this process sees it.
-func (l *Life) Source() relay.Source { return source{l.w, l} }
-
-// Journal is the journal as this process sees it.
-func (l *Life) Journal() relay.Journal { return journal{l.w, l} }
-
-type source struct {
-	w    *World
-	life *Life
-}
-
-// Attach is part of [relay.Source].
-func (s source) Attach(_ context.Context, known relay.State) (relay.Stream, error) {
-	w := s.w
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err := s.life.step("attach"); err != nil {
-		return nil, err
-	}
-	st := &stream{w: w, life: s.life, info: relay.StreamInfo{Server: w.server, Slot: "syncrelay", WALEnd: w.end, Now: w.clock}}
-	if w.slot == nil || known.Backlog || known.Slot != "syncrelay" || w.slot.confirmed > known.Confirmed {
-		w.slot = &slot{confirmed: w.end}
-		st.info.Fresh, st.info.Consistent = true, w.end
-		st.snapshot = slices.Clone(w.txs)
-		st.journaled = slices.Clone(w.journal.entries)
-	}
-	w.slot.holder = s.life // whoever held it before is no owner any more
-	st.slot = w.slot
-	st.info.Confirmed = w.slot.confirmed
-	return st, s.life.step("attached")
-}
-
-type stream struct {
-	w         *World
-	life      *Life
-	slot      *slot
-	info      relay.StreamInfo
-	snapshot  []transaction
-	journaled []*relay.Event
-}
-
-// Info is part of [relay.Stream].
-func (s *stream) Info() relay.StreamInfo { return s.info }
-
-// Backlog is part of [relay.Stream].
-func (s *stream) Backlog(_ context.Context, each func(*relay.Row, time.Time) error) error {
-	known := make(map[int64]bool, len(s.journaled))
-	for _, e := range s.journaled {
-		known[e.RowID] = true
-	}
-	for _, tx := range s.snapshot {
-		for i := range tx.rows {
-			if known[tx.rows[i].ID] {
-				continue
-			}
-			if err := s.life.Step("backlog row"); err != nil {
-				return err
-			}
-			if err := each(&tx.rows[i], tx.CommittedAt); err != nil {
-				return err
-			}
-		}
-	}
-	return s.life.Step("backlog read")
-}
-
-// latency is how long the stream's first row takes, as over a network: clients
-// may connect before it comes.
-const latency = 3 * time.Millisecond
-
-// Run is part of [relay.Stream].
-func (s *stream) Run(ctx context.Context, r relay.Receiver) error {
-	w := s.w
-	from := s.slot.confirmed
-	next := 0
-	time.Sleep(latency)
-	for {
-		w.mu.Lock()
-		if s.life.dead || w.slot != s.slot || s.slot.holder != s.life {
-			w.mu.Unlock()
-			return ErrDead
-		}
-		changed, end := w.changed, w.end
-		txs := slices.Clone(w.txs[min(next, len(w.txs)):])
-		next = len(w.txs)
-		w.mu.Unlock()
-		for _, tx := range txs {
-			if tx.Commit < from {
-				continue
-			}
-			if err := s.deliver(ctx, r, tx); err != nil {
-				return err
-			}
-		}
-		r.Idle(end)
-		if err := s.settle(ctx, r, changed); err != nil || ctx.Err() != nil {
-			return err
-		}
-	}
-}
-
-// deliver brings one transaction.
-func (s *stream) deliver(ctx context.Context, r relay.Receiver, tx transaction) error {
-	r.Begin(tx.Transaction)
-	for i := range tx.rows {
-		if full := r.Full(); full != nil {
-			select {
-			case <-full:
-			case <-ctx.Done():
-				return nil
-			}
-		}
-		if err := s.life.Step("row"); err != nil {
-			return err
-		}
-		r.Row(&tx.rows[i])
-	}
-	r.End(tx.end)
-	return s.life.Step("transaction")
-}
-
-// settle waits for a change, and moves the slot on as far as the relay lets it.
-func (s *stream) settle(ctx context.Context, r relay.Receiver, changed <-chan struct{}) error {
-	report := time.NewTicker(time.Millisecond)
-	defer report.Stop()
-	for {
-		s.w.mu.Lock()
-		safe := r.Safe()
-		if safe > s.slot.confirmed {
-			if err := s.life.step("confirm"); err != nil {
-				s.w.mu.Unlock()
-				return err
-			}
-			s.w.confirm(s.slot, safe)
-			if err := s.life.step("confirmed"); err != nil {
-				s.w.mu.Unlock()
-				return err
-			}
-		}
-		s.w.mu.Unlock()
-		select {
-		case <-changed:
-			return nil
-		case <-ctx.Done():
-			return nil
-		case <-report.C:
-		}
-	}
-}
-
-// Close is part of [relay.Stream].
-func (s *stream) Close(confirm relay.LSN) {
-	s.w.mu.Lock()
-	defer s.w.mu.Unlock()
-	if s.life.dead || s.w.slot != s.slot {
-		return
-	}
-	s.w.confirm(s.slot, confirm)
-	if s.slot.holder == s.life {
-		s.slot.holder = nil
-	}
-	s.w.notify()
-}

@@ -60,6 +60,8 @@ BEGIN
       USING ERRCODE = 'undefined_column', HINT = 'Rename that table, and syncrelay migrate makes one of its own.';
   END LOOP;
 
+  -- Writers must not wait for long behind a transaction that this waits for.
+  PERFORM set_config('lock_timeout', '5s', true);
   -- None of these rewrites the table: they are NULL, or their default is computed once.
   EXECUTE format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS cadet_id bigint,
                                  ADD COLUMN IF NOT EXISTS user_ids bigint[],

@@ -14,7 +14,7 @@ BEGIN
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = 'sync_events'::regclass;
 
   EXECUTE format($f$
-    CREATE FUNCTION %1$s.broadcast_sync_event(event_type text, payload jsonb, cadet_id bigint DEFAULT NULL, user_ids bigint[] DEFAULT NULL, roles text[] DEFAULT NULL)
+    CREATE OR REPLACE FUNCTION %1$s.broadcast_sync_event(event_type text, payload jsonb, cadet_id bigint DEFAULT NULL, user_ids bigint[] DEFAULT NULL, roles text[] DEFAULT NULL)
     RETURNS bigint LANGUAGE plpgsql AS $body$
     DECLARE
       new_id bigint;
@@ -36,7 +36,7 @@ BEGIN
                           ('exam_score_update', 'exam_data',       'an exam score update')) v(type, data, words)
   LOOP
     EXECUTE format($f$
-      CREATE FUNCTION %1$s.broadcast_%2$s(cadet_id bigint, %3$s jsonb)
+      CREATE OR REPLACE FUNCTION %1$s.broadcast_%2$s(cadet_id bigint, %3$s jsonb)
       RETURNS bigint LANGUAGE plpgsql AS $body$
       BEGIN
         IF $1 IS NULL THEN
@@ -48,7 +48,7 @@ BEGIN
   END LOOP;
 
   EXECUTE format($f$
-    CREATE FUNCTION %1$s.broadcast_notification(user_id bigint, notification jsonb)
+    CREATE OR REPLACE FUNCTION %1$s.broadcast_notification(user_id bigint, notification jsonb)
     RETURNS bigint LANGUAGE plpgsql AS $body$
     BEGIN
       IF $1 IS NULL THEN
@@ -58,7 +58,7 @@ BEGIN
     END
     $body$ $f$, home);
   EXECUTE format($f$
-    CREATE FUNCTION %1$s.broadcast_message(user_ids bigint[], message jsonb)
+    CREATE OR REPLACE FUNCTION %1$s.broadcast_message(user_ids bigint[], message jsonb)
     RETURNS bigint LANGUAGE plpgsql AS $body$
     BEGIN
       IF cardinality(array_remove($1, NULL)) IS NULL OR cardinality(array_remove($1, NULL)) = 0 THEN

@@ -5,6 +5,7 @@ package pgtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
 
 	"github.com/syncrelay/syncrelay/outbox/localpg"
 )
@@ -31,30 +33,73 @@ var shared struct {
 }
 
 // Run runs a package's tests, stops the shared server, calls what is to be done
-// at the end, and exits:
+// at the end, and exits. It fails if a goroutine or a temporary file is left:
 //
 //	func TestMain(m *testing.M) { pgtest.Run(m) }
 func Run(m *testing.M, atEnd ...func()) {
-	status := run(m)
-	for _, do := range atEnd {
-		do()
+	status := 1
+	if _, err := temporary(); err == nil {
+		status = m.Run()
+	}
+	if err := tidy(atEnd); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		status = max(status, 1)
 	}
 	os.Exit(status)
 }
 
-func run(m *testing.M) int {
-	status := m.Run()
+// tidy ends what the tests share and looks for what they have left.
+func tidy(atEnd []func()) error {
 	shared.Lock()
 	defer shared.Unlock()
+	var failed error
 	if shared.server != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		defer cancel()
 		if err := shared.server.Stop(ctx); err != nil {
-			fmt.Fprintln(os.Stderr, "stop the tests' Postgres:", err)
-			return max(status, 1)
+			failed = fmt.Errorf("stop the tests' Postgres: %w", err)
 		}
 	}
-	return status
+	for _, do := range atEnd {
+		do()
+	}
+	// The proxy that plays a bad network leaves its own behind.
+	err := goleak.Find(
+		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run"),
+		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).read"),
+		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2.(*ToxicLink).write"),
+	)
+	if err != nil {
+		failed = errors.Join(failed, err)
+	}
+	return errors.Join(failed, emptied())
+}
+
+// temporary is this process's directory for temporary files, so that what is
+// left in it is known to be the tests'.
+var temporary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "syncrelay-test-")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // Postgres may be another user's
+		return "", err
+	}
+	return dir, os.Setenv("TMPDIR", dir)
+})
+
+// emptied removes the directory for temporary files, and fails if something was
+// left in it.
+func emptied() error {
+	dir, err := temporary()
+	if err != nil {
+		return err
+	}
+	left, err := os.ReadDir(dir)
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("the tests have left %d temporary files, %s among them", len(left), left[0].Name())
+	}
+	return errors.Join(err, os.RemoveAll(dir))
 }
 
 // Server is the shared server. Its data does not outlive it, so it does not wait
@@ -77,7 +122,8 @@ func Server(t testing.TB) *localpg.Server {
 }
 
 // Database makes an empty database on the shared server and returns its URL, as
-// the superuser. At the end of the test it is dropped, and its slots with it.
+// the superuser. At the end of the test it is dropped, and its slots with it. The
+// test fails if a session is still there then.
 func Database(t testing.TB) string {
 	t.Helper()
 	s := Server(t)
@@ -87,6 +133,7 @@ func Database(t testing.TB) string {
 	shared.Unlock()
 	administer(t, s, `CREATE DATABASE `+name)
 	t.Cleanup(func() {
+		nothingLeft(t, s, name)
 		administer(t, s, `SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE database = $1 AND active`, name)
 		administer(t, s, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1`, name)
 		administer(t, s, `DROP DATABASE `+name+` WITH (FORCE)`)
@@ -120,6 +167,7 @@ func Own(t testing.TB, o localpg.Options) *localpg.Server {
 		t.Fatalf("start a Postgres for this test: %v", err)
 	}
 	t.Cleanup(func() {
+		nothingLeft(t, s, "")
 		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		defer cancel()
 		if err := s.Stop(ctx); err != nil {

@@ -1,0 +1,8 @@
+//go:build !unix
+
+package stream
+
+// canAttempt: the sockets of other systems are left to the standard library.
+const canAttempt = false
+
+func (a *attempt) write(uintptr) bool { return true }
