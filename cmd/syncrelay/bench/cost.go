@@ -122,20 +122,35 @@ func (b *bench) costAmong(ctx context.Context, row *Row, db *database, others in
 	return used / float64(len(load.committed)) * 1e6, nil
 }
 
-// backgroundTime is how long it is looked at what the relay does without rows.
-const backgroundTime = time.Second
+// backgroundTime is how long at a time it is looked at what the relay does without
+// rows, and calm the share of a core below which it is at work on nothing: after its
+// start on a long journal it reads the newest events into memory.
+const (
+	backgroundTime = time.Second
+	calm           = 0.2
+)
 
-// backgroundCPU is the share of a core that the relay uses without rows.
-func (b *bench) backgroundCPU(ctx context.Context, d *daemon) (float64, error) {
-	meter, err := b.begin(d.child)
-	if err != nil {
-		return 0, err
+// backgroundCPU waits until the relay is calm, and is the share of a core that it uses
+// then.
+func (b *bench) backgroundCPU(ctx context.Context, d *daemon) (share float64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		meter, err := b.begin(d.child)
+		if err != nil {
+			return 0, err
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("the relay is busy with %.0f %% of a core although nobody writes: %w", 100*share, ctx.Err())
+		case <-time.After(backgroundTime):
+		}
+		u, err := meter.end()
+		if err != nil {
+			return 0, err
+		}
+		if share = u.target.Seconds() / u.wall.Seconds(); share < calm {
+			return share, nil
+		}
 	}
-	select {
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	case <-time.After(backgroundTime):
-	}
-	u, err := meter.end()
-	return u.target.Seconds() / u.wall.Seconds(), err
 }
