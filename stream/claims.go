@@ -140,7 +140,7 @@ func claimID(name string, value json.RawMessage) (int64, error) {
 	digits := string(value)
 	if value[0] == '"' {
 		var ok bool
-		if digits, ok = textOf(value); !ok {
+		if digits, ok = decodeText(value); !ok {
 			return 0, fmt.Errorf("%s is a broken text", name)
 		}
 	}
@@ -152,7 +152,7 @@ func claimID(name string, value json.RawMessage) (int64, error) {
 }
 
 func claimText(name string, value json.RawMessage) (string, error) {
-	s, ok := textOf(value)
+	s, ok := decodeText(value)
 	if !ok {
 		return "", fmt.Errorf("%s is %s; allowed is a text", name, describe(value))
 	}

@@ -35,7 +35,7 @@ func eachMember(text []byte, member func(name string, value json.RawMessage) err
 			i = skipSpace(text, i+1)
 		}
 		end := endOfText(text, i)
-		name, ok := textOf(text[i:end])
+		name, ok := decodeText(text[i:end])
 		if !ok {
 			return errors.New("not JSON")
 		}
@@ -65,10 +65,10 @@ func notOneValue(text []byte) error {
 	}
 }
 
-// textOf is the text that a value of an object is, which eachMember has found to be
+// decodeText is the text that a value of an object is, which eachMember has found to be
 // well formed. Most have nothing escaped in them, and are what stands there: to find
 // that out costs a thousandth of decoding, which first has a small stack grow.
-func textOf(value json.RawMessage) (s string, ok bool) {
+func decodeText(value json.RawMessage) (s string, ok bool) {
 	switch {
 	case value[0] != '"':
 		return "", false
