@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Options say which database, and under which names. Only URL is required.
@@ -172,4 +173,23 @@ func lookUpTable(ctx context.Context, conn *pgx.Conn) (table, error) {
 	}
 	t.name = pgx.Identifier{schema, name}
 	return t, nil
+}
+
+// newPool makes a pool of at most so many sessions, none of which is kept for long
+// when it is idle. It connects when it is first needed.
+func newPool(url string, settings map[string]string, most int32) (*pgxpool.Pool, error) {
+	if _, err := parse(url); err != nil {
+		return nil, err
+	}
+	c, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, &Problem{What: "a pool_… parameter of database.url can't be read", Mend: "leave it out", Fatal: true}
+	}
+	configure(c.ConnConfig, settings)
+	c.MaxConns, c.MinConns = most, 0
+	pool, err := pgxpool.NewWithConfig(context.Background(), c)
+	if err != nil {
+		return nil, fmt.Errorf("make a pool of sessions: %w", err)
+	}
+	return pool, nil
 }

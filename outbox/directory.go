@@ -38,18 +38,9 @@ const askers = 3
 // role, cadet ID (or NULL) and approval (where NULL is none).
 func NewDirectory(o Options, query string) (*Directory, error) {
 	o = o.withDefaults()
-	if _, err := parse(o.URL); err != nil {
+	pool, err := newPool(o.URL, askSettings, askers)
+	if err != nil {
 		return nil, err
-	}
-	c, err := pgxpool.ParseConfig(o.URL)
-	if err != nil {
-		return nil, &Problem{What: "a pool_… parameter of database.url can't be read", Mend: "leave it out", Fatal: true}
-	}
-	configure(c.ConnConfig, askSettings)
-	c.MaxConns, c.MinConns = askers, 0
-	pool, err := pgxpool.NewWithConfig(context.Background(), c)
-	if err != nil {
-		return nil, fmt.Errorf("make the pool of sessions that ask who users are: %w", err)
 	}
 	return &Directory{query: query, pool: pool}, nil
 }

@@ -2,7 +2,6 @@ package outbox
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -42,19 +41,9 @@ var readSettings = map[string]string{
 // NewJournal makes a journal; it connects when it is first needed.
 func NewJournal(o Options) (*Journal, error) {
 	o = o.withDefaults()
-	if _, err := parse(o.URL); err != nil {
+	pool, err := newPool(o.URL, readSettings, readers)
+	if err != nil {
 		return nil, err
-	}
-	c, err := pgxpool.ParseConfig(o.URL)
-	if err != nil {
-		return nil, &Problem{What: "a pool_… parameter of database.url can't be read", Mend: "leave it out", Fatal: true}
-	}
-	configure(c.ConnConfig, readSettings)
-	// As many as the core reads at once, and no idle ones kept for long.
-	c.MaxConns, c.MinConns = readers, 0
-	pool, err := pgxpool.NewWithConfig(context.Background(), c)
-	if err != nil {
-		return nil, fmt.Errorf("make the pool of sessions that read the journal: %w", err)
 	}
 	return &Journal{o: o, logger: o.Logger, pool: pool}, nil
 }
