@@ -1,8 +1,10 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -10,21 +12,35 @@ import (
 )
 
 // Which events are for a group, above $after and up to $through of each of many
-// searches, at most $limit each: one range of an index for each.
+// searches, at most $limit each: one range of an index for each. They come with
+// where their rows are, so that what reads these need not look for them in the
+// journal again.
 const (
 	findAudience = `
-SELECT ARRAY(SELECT j.event_id FROM syncrelay.journal_audience j
-              WHERE j.audience = k.audience AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $4)
-  FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY k (audience, after, through, n) ORDER BY k.n`
+SELECT f.* FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY k (audience, after, through, n),
+       LATERAL (SELECT array_agg(j.event_id), array_agg(j.row_id), array_agg(j.created_at)
+                  FROM (SELECT a.event_id FROM syncrelay.journal_audience a
+                         WHERE a.audience = k.audience AND a.event_id > k.after AND a.event_id <= k.through ORDER BY a.event_id LIMIT $4) a
+                  JOIN syncrelay.journal j USING (event_id)) f ORDER BY k.n`
 	findCadet = `
-SELECT ARRAY(SELECT j.event_id FROM syncrelay.journal j
-              WHERE j.cadet_id = k.cadet_id AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $4)
-  FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY k (cadet_id, after, through, n) ORDER BY k.n`
+SELECT f.* FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY k (cadet_id, after, through, n),
+       LATERAL (SELECT array_agg(j.event_id), array_agg(j.row_id), array_agg(j.created_at)
+                  FROM (SELECT * FROM syncrelay.journal j
+                         WHERE j.cadet_id = k.cadet_id AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $4) j) f ORDER BY k.n`
 	findStaff = `
-SELECT ARRAY(SELECT j.event_id FROM syncrelay.journal j
-              WHERE j.staff AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $3)
-  FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY k (after, through, n) ORDER BY k.n`
+SELECT f.* FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY k (after, through, n),
+       LATERAL (SELECT array_agg(j.event_id), array_agg(j.row_id), array_agg(j.created_at)
+                  FROM (SELECT * FROM syncrelay.journal j
+                         WHERE j.staff AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $3) j) f ORDER BY k.n`
 )
+
+// entry is an event in the journal, and where its row is in the table.
+type entry struct {
+	event, row int64
+	createdAt  time.Time
+}
+
+func compareEntries(a, b entry) int { return cmp.Compare(a.event, b.event) }
 
 // search is what a request seeks of one of its groups.
 type search struct {
@@ -34,7 +50,7 @@ type search struct {
 
 // searches are those of many requests, each once.
 type searches struct {
-	found map[search][]int64
+	found map[search][]entry
 	limit int
 
 	audiences, cadets, staff columns
@@ -53,7 +69,7 @@ func (c *columns) add(s search) {
 }
 
 func newSearches(requests []*request) *searches {
-	all := &searches{found: make(map[search][]int64)}
+	all := &searches{found: make(map[search][]entry)}
 	for _, r := range requests {
 		all.limit = max(all.limit, r.limit)
 		for _, g := range r.groups {
@@ -85,13 +101,14 @@ func (all *searches) queue(batch *pgx.Batch) {
 		}
 		batch.Queue(sql, append(args, c.after, c.through, all.limit)...).Query(func(rows pgx.Rows) error {
 			for _, s := range c.of {
-				var ids []int64
-				if rows.Next() {
-					if err := rows.Scan(&ids); err != nil {
-						return err
-					}
+				if !rows.Next() {
+					break
 				}
-				all.found[s] = ids
+				found, err := scanFound(rows)
+				if err != nil {
+					return err
+				}
+				all.found[s] = found
 			}
 			return rows.Err()
 		})
@@ -99,6 +116,21 @@ func (all *searches) queue(batch *pgx.Batch) {
 	add(&all.audiences, findAudience, all.audience)
 	add(&all.cadets, findCadet, all.cadet)
 	add(&all.staff, findStaff)
+}
+
+// scanFound reads what one search has found, in the order of the log.
+func scanFound(rows pgx.Rows) ([]entry, error) {
+	var events, of []int64
+	var created []time.Time
+	if err := rows.Scan(&events, &of, &created); err != nil {
+		return nil, err
+	}
+	found := make([]entry, len(events))
+	for i := range found {
+		found[i] = entry{events[i], of[i], created[i]}
+	}
+	slices.SortFunc(found, compareEntries) // mostly nothing is left to do
+	return found, nil
 }
 
 // standing is where the journal stands: of what epoch it was and its newest event,
@@ -141,17 +173,17 @@ func (r *request) take(all *searches) {
 		}
 		lists++
 		if lists == 1 {
-			r.ids = found // mostly the only one, which is shared
+			r.entries = found // mostly the only one, which is shared
 		} else {
-			r.ids = slices.Concat(r.ids, found)
+			r.entries = slices.Concat(r.entries, found)
 		}
 		r.more = r.more || len(found) == all.limit
 	}
 	if lists > 1 {
-		slices.Sort(r.ids)
-		r.ids = slices.Compact(r.ids)
+		slices.SortFunc(r.entries, compareEntries)
+		r.entries = slices.CompactFunc(r.entries, func(a, b entry) bool { return a.event == b.event })
 	}
-	if len(r.ids) > r.limit {
-		r.ids, r.more = r.ids[:r.limit], true
+	if len(r.entries) > r.limit {
+		r.entries, r.more = r.entries[:r.limit], true
 	}
 }

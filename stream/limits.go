@@ -37,7 +37,7 @@ type Limits struct {
 	ReplayRatePerUser  float64
 	ReplayBurstPerUser int
 	// ReplayPageRatePerUser and ReplayPageBurstPerUser bound how many pages of the
-	// log, of 512 events at most, are read from the database for one user's
+	// log, of 1024 events at most, are read from the database for one user's
 	// replays, per second and at once; default 500 and 100,000. Who is over them is
 	// served more slowly.
 	ReplayPageRatePerUser  float64
