@@ -26,7 +26,7 @@ func TestAWaitingClientKeepsTheSmallestStack(t *testing.T) {
 	if slowed {
 		t.Skip("the race detector needs larger stacks")
 	}
-	const clients, smallest = 300, 2 << 10
+	const clients, smallest = 1000, 2 << 10
 	w := newWorld(t, worldOptions{})
 	w.connect(t, admin) // what the first one needs, and no other
 	before := stacks()
@@ -34,9 +34,10 @@ func TestAWaitingClientKeepsTheSmallestStack(t *testing.T) {
 	for i := range all {
 		all[i] = w.connect(t, jwt.MapClaims{"user_id": 100 + i, "role": "cadet", "cadet_id": 1 + i})
 	}
+	// Stacks of handshakes that have ended may still be kept for the next ones.
 	look := func(when string) {
 		t.Helper()
-		if each := (stacks() - before) / clients; each > 1.25*smallest {
+		if each := (stacks() - before) / clients; each > 1.4*smallest {
 			t.Errorf("%s: a stack of %.0f bytes for each client, want %d", when, each, smallest)
 		}
 	}
