@@ -34,7 +34,7 @@ func (a *attempt) write(fd uintptr) bool {
 func (a *pull) read(fd uintptr) bool {
 	for {
 		n, err := syscall.Read(int(fd), a.b)
-		switch err { //nolint:errorlint // errors.Is would take more stack than there is
+		switch err { // errors.Is would take more stack than there is
 		case syscall.EINTR:
 		case syscall.EAGAIN:
 			return false
