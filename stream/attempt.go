@@ -1,6 +1,9 @@
 package stream
 
-import "syscall"
+import (
+	"net"
+	"syscall"
+)
 
 // attempt is a write that does not wait: it takes what has room in the socket's
 // buffer. One is used again and again, so that it costs no memory.
@@ -32,14 +35,24 @@ type pull struct {
 	do  func(fd uintptr) bool // read, bound once
 }
 
-// rawConn is a connection's socket, nil if its writes can't be attempted: those
-// of TLS are more than what stands in the socket.
-func rawConn(conn any) syscall.RawConn {
-	c, ok := conn.(syscall.Conn)
-	if !ok || !canAttempt {
+// rawConn is a connection's socket, nil if it can't be read and written past the
+// connection: those of TLS are more than what stands in the socket, and so may be any
+// that a listener of somebody else's has made.
+func rawConn(conn net.Conn) syscall.RawConn {
+	if s, ok := conn.(*socket); ok {
+		conn = s.Conn
+	}
+	if !canAttempt {
 		return nil
 	}
-	raw, err := c.SyscallConn()
+	var raw syscall.RawConn
+	var err error
+	switch conn := conn.(type) {
+	case *net.TCPConn:
+		raw, err = conn.SyscallConn()
+	case *net.UnixConn:
+		raw, err = conn.SyscallConn()
+	}
 	if err != nil {
 		return nil
 	}

@@ -149,7 +149,8 @@ func (c *webSocket) begin(id Identity, denied error, from relay.Start) {
 // another goroutine, until the connection is over; once the session has ended it
 // only looks for the client's close frame. It mostly waits, with all that it has
 // called for that on the smallest stack that there is. What a message takes more is
-// given back with the goroutine: of itself no stack would get that small again.
+// given back with the goroutine: of itself no stack would get that small again. (That
+// is no help with a ping frame, which gorilla hands over in the midst of reading.)
 func (c *webSocket) read() {
 	over := true
 	defer func() {

@@ -34,8 +34,8 @@ var errClosing = errors.New("the connection is closing")
 type wire struct {
 	net.Conn
 	in      io.Reader       // what Conn reads from: each call in between takes stack
-	raw     syscall.RawConn // nil if no write can be attempted
-	pull    pull            // what is read from raw
+	raw     syscall.RawConn // Conn's socket, nil if only Conn may read and write it
+	pull    pull            // what reads from raw
 	framing *framing
 
 	mu        sync.Mutex // held while a frame or a batch of them is written
@@ -60,7 +60,6 @@ func (w *wire) take(conn net.Conn) {
 	if s, ok := conn.(*socket); ok {
 		w.in = s.Conn
 	}
-	w.pull.do = w.pull.read
 }
 
 // patience bounds what is read, in bytes, of a client that goes on sending after
@@ -80,6 +79,9 @@ func (w *wire) Read(p []byte) (n int, err error) {
 	if w.raw == nil {
 		n, err = w.in.Read(p)
 	} else {
+		if w.pull.do == nil {
+			w.pull.do = w.pull.read
+		}
 		w.pull.b, w.pull.n = p, 0
 		if err = w.raw.Read(w.pull.do); err == nil {
 			err = w.pull.err
