@@ -12,16 +12,14 @@ import (
 )
 
 // Which events are for a group, above $after and up to $through of each of many
-// searches, at most $limit each: one range of an index for each. They come with
-// where their rows are, so that what reads these need not look for them in the
-// journal again.
+// searches, at most $limit each: one range of an index for each. Where an event's
+// entry is found by its own columns, it comes with where the row is, so that what
+// reads the row need not look into the journal again.
 const (
 	findAudience = `
-SELECT f.* FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY k (audience, after, through, n),
-       LATERAL (SELECT array_agg(j.event_id), array_agg(j.row_id), array_agg(j.created_at)
-                  FROM (SELECT a.event_id FROM syncrelay.journal_audience a
-                         WHERE a.audience = k.audience AND a.event_id > k.after AND a.event_id <= k.through ORDER BY a.event_id LIMIT $4) a
-                  JOIN syncrelay.journal j USING (event_id)) f ORDER BY k.n`
+SELECT ARRAY(SELECT j.event_id FROM syncrelay.journal_audience j
+              WHERE j.audience = k.audience AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $4), NULL::bigint[], NULL::timestamptz[]
+  FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY k (audience, after, through, n) ORDER BY k.n`
 	findCadet = `
 SELECT f.* FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY k (cadet_id, after, through, n),
        LATERAL (SELECT array_agg(j.event_id), array_agg(j.row_id), array_agg(j.created_at)
@@ -34,10 +32,13 @@ SELECT f.* FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY k (after, thr
                          WHERE j.staff AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $3) j) f ORDER BY k.n`
 )
 
-// entry is an event in the journal, and where its row is in the table.
+// entry is an event in the journal and, if that is known already, where its row is in
+// the table.
 type entry struct {
-	event, row int64
-	createdAt  time.Time
+	event   int64
+	located bool
+	row     int64
+	created int64 // of the row, in microseconds since 1970
 }
 
 func compareEntries(a, b entry) int { return cmp.Compare(a.event, b.event) }
@@ -70,8 +71,9 @@ func (c *columns) add(s search) {
 
 func newSearches(requests []*request) *searches {
 	all := &searches{found: make(map[search][]entry)}
+	limit := 1
 	for _, r := range requests {
-		all.limit = max(all.limit, r.limit)
+		limit = max(limit, r.limit)
 		for _, g := range r.groups {
 			s := search{g, r.after, r.through}
 			if _, there := all.found[s]; there {
@@ -90,6 +92,9 @@ func newSearches(requests []*request) *searches {
 			}
 		}
 	}
+	// Many who want the same cost what one does; where each wants something else, each
+	// finds less at a time.
+	all.limit = max(1, min(limit, turnEntries/max(1, len(all.found))))
 	return all
 }
 
@@ -126,8 +131,11 @@ func scanFound(rows pgx.Rows) ([]entry, error) {
 		return nil, err
 	}
 	found := make([]entry, len(events))
-	for i := range found {
-		found[i] = entry{events[i], of[i], created[i]}
+	for i, id := range events {
+		found[i].event = id
+		if len(of) > 0 {
+			found[i] = entry{id, true, of[i], created[i].UnixMicro()}
+		}
 	}
 	slices.SortFunc(found, compareEntries) // mostly nothing is left to do
 	return found, nil
@@ -163,13 +171,17 @@ func (j *Journal) find(requests []*request) (found standing, err error) {
 	return found, nil
 }
 
-// take merges what was found for the request's groups.
+// take merges what was found for the request's groups, up to where all of it is known:
+// a search that has found as many as it may has not looked further.
 func (r *request) take(all *searches) {
-	lists := 0
+	lists, known := 0, r.through
 	for _, g := range r.groups {
 		found := all.found[search{g, r.after, r.through}]
 		if len(found) == 0 {
 			continue
+		}
+		if len(found) == all.limit {
+			r.more, known = true, min(known, found[len(found)-1].event)
 		}
 		lists++
 		if lists == 1 {
@@ -177,13 +189,16 @@ func (r *request) take(all *searches) {
 		} else {
 			r.entries = slices.Concat(r.entries, found)
 		}
-		r.more = r.more || len(found) == all.limit
 	}
 	if lists > 1 {
 		slices.SortFunc(r.entries, compareEntries)
 		r.entries = slices.CompactFunc(r.entries, func(a, b entry) bool { return a.event == b.event })
 	}
-	if len(r.entries) > r.limit {
-		r.entries, r.more = r.entries[:r.limit], true
+	n, _ := slices.BinarySearchFunc(r.entries, entry{event: known + 1}, compareEntries)
+	if n = min(n, r.limit); n < len(r.entries) {
+		r.entries, r.more = r.entries[:n], true
+		if lists > 1 {
+			r.entries = slices.Clone(r.entries) // the rest is not kept
+		}
 	}
 }

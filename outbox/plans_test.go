@@ -119,7 +119,8 @@ func TestAReplayIsRangesOfIndexes(t *testing.T) {
 			look(when, true, findStaff, all.staff.after, all.staff.through, all.limit) // in the order of the log
 			var entries []entry
 			for id := after + 1; id <= 150_000 && len(entries) < 1024; id += 7 {
-				entries = append(entries, entry{id, id, time.Now().Add(time.Duration(id%5) * 24 * time.Hour)})
+				created := time.Now().Add(time.Duration(id%5) * 24 * time.Hour)
+				entries = append(entries, entry{id, id%2 == 0, id, created.UnixMicro()})
 			}
 			look(when, false, eventsQuery(outboxTable, theseEntries, pageBytes, false), columnsOf(entries)...)
 		}

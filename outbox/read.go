@@ -29,8 +29,10 @@ type entriesPage struct {
 const (
 	// newestEntries selects the newest of the journal: at most $1.
 	newestEntries = `SELECT event_id, row_id, created_at FROM syncrelay.journal ORDER BY event_id DESC LIMIT $1`
-	// theseEntries selects those that were found.
-	theseEntries = `SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) e (event_id, row_id, created_at)`
+	// theseEntries selects those that were found: such as are known to have a row at a
+	// certain place ($1 to $3), and others ($4).
+	theseEntries = `SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) e (event_id, row_id, created_at)
+       UNION ALL SELECT j.event_id, j.row_id, j.created_at FROM unnest($4::bigint[]) e (event_id) JOIN syncrelay.journal j USING (event_id)`
 )
 
 // eventsQuery reads the rows of the entries that a query selects, by their IDs
@@ -72,11 +74,16 @@ func (j *Journal) readThese(entries []entry) (page entriesPage, err error) {
 
 // columnsOf is the arguments of theseEntries.
 func columnsOf(entries []entry) []any {
-	events, rows, created := make([]int64, len(entries)), make([]int64, len(entries)), make([]time.Time, len(entries))
-	for i, e := range entries {
-		events[i], rows[i], created[i] = e.event, e.row, e.createdAt
+	var events, rows, others []int64
+	var created []time.Time
+	for _, e := range entries {
+		if !e.located {
+			others = append(others, e.event)
+			continue
+		}
+		events, rows, created = append(events, e.event), append(rows, e.row), append(created, time.UnixMicro(e.created))
 	}
-	return []any{events, rows, created}
+	return []any{events, rows, created, others}
 }
 
 // Newest is part of relay.JournalReader.

@@ -18,10 +18,11 @@ import (
 // on how many events there are and how long it takes to read them, and no more on
 // how many clients want them.
 
-// What a turn does at once, at most. The first bounds its memory, together with
-// the limit of each request: a few megabytes of IDs.
+// What a turn does at once, at most: requests, entries of the journal that it finds for
+// them, which are a few megabytes, and events that one query reads.
 const (
 	turnRequests = 256
+	turnEntries  = 1 << 16
 	turnEvents   = 4096
 )
 
@@ -166,7 +167,9 @@ func wanted(requests []*request) []entry {
 			break
 		}
 		for _, e := range r.entries {
-			seen[e.event] = e
+			if !seen[e.event].located {
+				seen[e.event] = e
+			}
 		}
 	}
 	return slices.SortedFunc(maps.Values(seen), compareEntries)
