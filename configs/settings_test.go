@@ -97,7 +97,7 @@ func TestContractNamesAndDefaults(t *testing.T) {
 		Limits: Limits{
 			Connections: 50_000, ConnectionsPerIP: 50_000, ConnectionsPerUser: 20_000, ConnectRatePerIP: 2_000, ConnectBurstPerIP: 50_000,
 			FailedAuthRatePerIP: 100, FailedAuthBurstPerIP: 10_000, Replays: 50_000, ReplaysPerUser: 20_000, ReplayRatePerUser: 1_000,
-			ReplayBurstPerUser: 50_000, ReplayPageRatePerUser: 500, ReplayPageBurstPerUser: 100_000, MessageBytes: 4096, MessageRate: 50,
+			ReplayBurstPerUser: 50_000, ReplayPageRatePerUser: 250, ReplayPageBurstPerUser: 50_000, MessageBytes: 4096, MessageRate: 50,
 			MessageBurst: 500, HeaderBytes: 16 << 10, HeaderTimeout: 5 * time.Second,
 		},
 		Log: Log{Level: slog.LevelInfo},

@@ -1,8 +1,10 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -10,21 +12,36 @@ import (
 )
 
 // Which events are for a group, above $after and up to $through of each of many
-// searches, at most $limit each: one range of an index for each.
+// searches, at most $limit each: one range of an index for each. Where an event's
+// entry is found by its own columns, it comes with where the row is, so that what
+// reads the row need not look into the journal again.
 const (
 	findAudience = `
 SELECT ARRAY(SELECT j.event_id FROM syncrelay.journal_audience j
-              WHERE j.audience = k.audience AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $4)
+              WHERE j.audience = k.audience AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $4), NULL::bigint[], NULL::timestamptz[]
   FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY k (audience, after, through, n) ORDER BY k.n`
 	findCadet = `
-SELECT ARRAY(SELECT j.event_id FROM syncrelay.journal j
-              WHERE j.cadet_id = k.cadet_id AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $4)
-  FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY k (cadet_id, after, through, n) ORDER BY k.n`
+SELECT f.* FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY k (cadet_id, after, through, n),
+       LATERAL (SELECT array_agg(j.event_id), array_agg(j.row_id), array_agg(j.created_at)
+                  FROM (SELECT * FROM syncrelay.journal j
+                         WHERE j.cadet_id = k.cadet_id AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $4) j) f ORDER BY k.n`
 	findStaff = `
-SELECT ARRAY(SELECT j.event_id FROM syncrelay.journal j
-              WHERE j.staff AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $3)
-  FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY k (after, through, n) ORDER BY k.n`
+SELECT f.* FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY k (after, through, n),
+       LATERAL (SELECT array_agg(j.event_id), array_agg(j.row_id), array_agg(j.created_at)
+                  FROM (SELECT * FROM syncrelay.journal j
+                         WHERE j.staff AND j.event_id > k.after AND j.event_id <= k.through ORDER BY j.event_id LIMIT $3) j) f ORDER BY k.n`
 )
+
+// entry is an event in the journal and, if that is known already, where its row is in
+// the table.
+type entry struct {
+	event   int64
+	located bool
+	row     int64
+	created int64 // of the row, in microseconds since 1970
+}
+
+func compareEntries(a, b entry) int { return cmp.Compare(a.event, b.event) }
 
 // search is what a request seeks of one of its groups.
 type search struct {
@@ -34,7 +51,7 @@ type search struct {
 
 // searches are those of many requests, each once.
 type searches struct {
-	found map[search][]int64
+	found map[search][]entry
 	limit int
 
 	audiences, cadets, staff columns
@@ -53,9 +70,10 @@ func (c *columns) add(s search) {
 }
 
 func newSearches(requests []*request) *searches {
-	all := &searches{found: make(map[search][]int64)}
+	all := &searches{found: make(map[search][]entry)}
+	limit := 1
 	for _, r := range requests {
-		all.limit = max(all.limit, r.limit)
+		limit = max(limit, r.limit)
 		for _, g := range r.groups {
 			s := search{g, r.after, r.through}
 			if _, there := all.found[s]; there {
@@ -74,6 +92,9 @@ func newSearches(requests []*request) *searches {
 			}
 		}
 	}
+	// Many who want the same cost what one does; where each wants something else, each
+	// finds less at a time.
+	all.limit = max(1, min(limit, turnEntries/max(1, len(all.found))))
 	return all
 }
 
@@ -85,13 +106,14 @@ func (all *searches) queue(batch *pgx.Batch) {
 		}
 		batch.Queue(sql, append(args, c.after, c.through, all.limit)...).Query(func(rows pgx.Rows) error {
 			for _, s := range c.of {
-				var ids []int64
-				if rows.Next() {
-					if err := rows.Scan(&ids); err != nil {
-						return err
-					}
+				if !rows.Next() {
+					break
 				}
-				all.found[s] = ids
+				found, err := scanFound(rows)
+				if err != nil {
+					return err
+				}
+				all.found[s] = found
 			}
 			return rows.Err()
 		})
@@ -99,6 +121,24 @@ func (all *searches) queue(batch *pgx.Batch) {
 	add(&all.audiences, findAudience, all.audience)
 	add(&all.cadets, findCadet, all.cadet)
 	add(&all.staff, findStaff)
+}
+
+// scanFound reads what one search has found, in the order of the log.
+func scanFound(rows pgx.Rows) ([]entry, error) {
+	var events, of []int64
+	var created []time.Time
+	if err := rows.Scan(&events, &of, &created); err != nil {
+		return nil, err
+	}
+	found := make([]entry, len(events))
+	for i, id := range events {
+		found[i].event = id
+		if len(of) > 0 {
+			found[i] = entry{id, true, of[i], created[i].UnixMicro()}
+		}
+	}
+	slices.SortFunc(found, compareEntries) // mostly nothing is left to do
+	return found, nil
 }
 
 // standing is where the journal stands: of what epoch it was and its newest event,
@@ -131,27 +171,34 @@ func (j *Journal) find(requests []*request) (found standing, err error) {
 	return found, nil
 }
 
-// take merges what was found for the request's groups.
+// take merges what was found for the request's groups, up to where all of it is known:
+// a search that has found as many as it may has not looked further.
 func (r *request) take(all *searches) {
-	lists := 0
+	lists, known := 0, r.through
 	for _, g := range r.groups {
 		found := all.found[search{g, r.after, r.through}]
 		if len(found) == 0 {
 			continue
 		}
+		if len(found) == all.limit {
+			r.more, known = true, min(known, found[len(found)-1].event)
+		}
 		lists++
 		if lists == 1 {
-			r.ids = found // mostly the only one, which is shared
+			r.entries = found // mostly the only one, which is shared
 		} else {
-			r.ids = slices.Concat(r.ids, found)
+			r.entries = slices.Concat(r.entries, found)
 		}
-		r.more = r.more || len(found) == all.limit
 	}
 	if lists > 1 {
-		slices.Sort(r.ids)
-		r.ids = slices.Compact(r.ids)
+		slices.SortFunc(r.entries, compareEntries)
+		r.entries = slices.CompactFunc(r.entries, func(a, b entry) bool { return a.event == b.event })
 	}
-	if len(r.ids) > r.limit {
-		r.ids, r.more = r.ids[:r.limit], true
+	n, _ := slices.BinarySearchFunc(r.entries, entry{event: known + 1}, compareEntries)
+	if n = min(n, r.limit); n < len(r.entries) {
+		r.entries, r.more = r.entries[:n], true
+		if lists > 1 {
+			r.entries = slices.Clone(r.entries) // the rest is not kept
+		}
 	}
 }

@@ -79,10 +79,10 @@ func BenchmarkJournalRead(b *testing.B) {
 	groups := []relay.Group{relay.UserGroup(5), relay.RoleGroup("cadet"), relay.Everyone, relay.CadetGroup(3)}
 	b.ReportAllocs()
 	for b.Loop() {
-		page, err := journal.Read(b.Context(), "", 0, rows, groups, 512)
-		if err != nil || len(page.Events) != 512 {
+		page, err := journal.Read(b.Context(), "", 0, rows, groups, 1024)
+		if err != nil || len(page.Events) != 1024 {
 			b.Fatalf("%d events, %v", len(page.Events), err)
 		}
 	}
-	b.ReportMetric(float64(b.N*512)/b.Elapsed().Seconds(), "events/s")
+	b.ReportMetric(float64(b.N*1024)/b.Elapsed().Seconds(), "events/s")
 }

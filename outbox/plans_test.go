@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -109,18 +110,19 @@ func TestAReplayIsRangesOfIndexes(t *testing.T) {
 		}
 		for name, after := range map[string]int64{"everything": 0, "the second half": 75_000, "the end": 149_900} {
 			when := stage + ", " + name
-			r := request{after: after, through: 150_000, limit: 512, groups: []relay.Group{
+			r := request{after: after, through: 150_000, limit: 1024, groups: []relay.Group{
 				relay.CadetGroup(17), relay.CadetGroup(5000), relay.UserGroup(100), relay.RoleGroup("rare"), relay.Everyone, relay.Staff,
 			}}
 			all := newSearches([]*request{&r})
 			look(when, false, findAudience, all.audience, all.audiences.after, all.audiences.through, all.limit)
 			look(when, false, findCadet, all.cadet, all.cadets.after, all.cadets.through, all.limit)
 			look(when, true, findStaff, all.staff.after, all.staff.through, all.limit) // in the order of the log
-			var ids []int64
-			for id := after + 1; id <= 150_000 && len(ids) < 512; id += 7 {
-				ids = append(ids, id)
+			var entries []entry
+			for id := after + 1; id <= 150_000 && len(entries) < 1024; id += 7 {
+				created := time.Now().Add(time.Duration(id%5) * 24 * time.Hour)
+				entries = append(entries, entry{id, id%2 == 0, id, created.UnixMicro()})
 			}
-			look(when, false, eventsQuery(outboxTable, theseEntries, pageBytes, false), ids)
+			look(when, false, eventsQuery(outboxTable, theseEntries, pageBytes, false), columnsOf(entries)...)
 		}
 	}
 }

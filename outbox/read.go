@@ -28,9 +28,11 @@ type entriesPage struct {
 // Entries whose events are read.
 const (
 	// newestEntries selects the newest of the journal: at most $1.
-	newestEntries = `SELECT event_id FROM syncrelay.journal ORDER BY event_id DESC LIMIT $1`
-	// theseEntries selects those with certain IDs.
-	theseEntries = `SELECT event_id FROM unnest($1::bigint[]) event_id`
+	newestEntries = `SELECT event_id, row_id, created_at FROM syncrelay.journal ORDER BY event_id DESC LIMIT $1`
+	// theseEntries selects those that were found: such as are known to have a row at a
+	// certain place ($1 to $3), and others ($4).
+	theseEntries = `SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) e (event_id, row_id, created_at)
+       UNION ALL SELECT j.event_id, j.row_id, j.created_at FROM unnest($4::bigint[]) e (event_id) JOIN syncrelay.journal j USING (event_id)`
 )
 
 // eventsQuery reads the rows of the entries that a query selects, by their IDs
@@ -47,28 +49,41 @@ SELECT %s, s.event_id, s.entries, s.present
   FROM (SELECT s.*, j.event_id, j.created_at AS journaled_created_at, s.id IS NOT NULL AS present,
                count(*) OVER () AS entries,
                sum(coalesce(pg_column_size(s.payload), 0)) OVER (ORDER BY j.event_id%s) - coalesce(pg_column_size(s.payload), 0) AS bytes_before
-          FROM (%s) e
-          JOIN syncrelay.journal j USING (event_id)
+          FROM (%s) j
           LEFT JOIN %s s ON %s) s
  WHERE s.bytes_before < %d
  ORDER BY s.event_id%s`,
 		rowColumns(`s.journaled_created_at`), direction, entries, t.name.Sanitize(), t.joined(), maxBytes, direction)
 }
 
-// readThese reads the events with certain IDs, in order. Through is the last that
-// it has come to, 0 if it has come to all.
-func (j *Journal) readThese(ids []int64) (page entriesPage, err error) {
+// readThese reads the events of entries, in order. Through is the last that it has
+// come to, 0 if it has come to all.
+func (j *Journal) readThese(entries []entry) (page entriesPage, err error) {
 	err = j.inSession(context.Background(), func(ctx context.Context, conn *pgx.Conn) error {
 		t, err := j.knownTable(ctx, conn)
 		if err != nil {
 			return err
 		}
-		if page, err = readEntries(ctx, conn, t, theseEntries, pageBytes, len(ids), ids); unreadable(err) {
-			err = j.readPast(ctx, conn, t, &page, err, ids)
+		if page, err = readEntries(ctx, conn, t, theseEntries, pageBytes, len(entries), columnsOf(entries)...); unreadable(err) {
+			err = j.readPast(ctx, conn, t, &page, err, entries)
 		}
 		return err
 	})
 	return page, err
+}
+
+// columnsOf is the arguments of theseEntries.
+func columnsOf(entries []entry) []any {
+	var events, rows, others []int64
+	var created []time.Time
+	for _, e := range entries {
+		if !e.located {
+			others = append(others, e.event)
+			continue
+		}
+		events, rows, created = append(events, e.event), append(rows, e.row), append(created, time.UnixMicro(e.created))
+	}
+	return []any{events, rows, created, others}
 }
 
 // Newest is part of relay.JournalReader.

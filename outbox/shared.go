@@ -18,10 +18,11 @@ import (
 // on how many events there are and how long it takes to read them, and no more on
 // how many clients want them.
 
-// What a turn does at once, at most. The first bounds its memory, together with
-// the limit of each request: a few megabytes of IDs.
+// What a turn does at once, at most: requests, entries of the journal that it finds for
+// them, which are a few megabytes, and events that one query reads.
 const (
 	turnRequests = 256
+	turnEntries  = 1 << 16
 	turnEvents   = 4096
 )
 
@@ -40,9 +41,9 @@ type request struct {
 	groups         []relay.Group
 	limit          int
 
-	ids    []int64 // found for it, in order
-	more   bool    // there may be others behind them
-	answer chan<- answer
+	entries []entry // found for it, in order
+	more    bool    // there may be others behind them
+	answer  chan<- answer
 }
 
 type answer struct {
@@ -133,7 +134,7 @@ func (j *Journal) turn(requests []*request) (unanswered []*request, err error) {
 			r.answer <- answer{err: relay.ErrNewEpoch}
 		case found.last < r.through:
 			r.answer <- answer{err: relay.ErrLacking}
-		case len(r.ids) == 0: // there is nothing
+		case len(r.entries) == 0: // there is nothing
 			r.answer <- answer{page: relay.Page{Through: r.through, Gap: found.deleted > r.after}}
 		default:
 			return false
@@ -141,13 +142,13 @@ func (j *Journal) turn(requests []*request) (unanswered []*request, err error) {
 		return true
 	})
 	for len(unanswered) > 0 {
-		ids := wanted(unanswered)
-		read, err := j.readThese(ids)
+		entries := wanted(unanswered)
+		read, err := j.readThese(entries)
 		if err != nil {
 			return unanswered, err
 		}
 		unanswered = slices.DeleteFunc(unanswered, func(r *request) bool {
-			page, some := r.pick(&read, ids)
+			page, some := r.pick(&read, entries)
 			if some {
 				r.answer <- answer{page: page}
 			}
@@ -159,39 +160,41 @@ func (j *Journal) turn(requests []*request) (unanswered []*request, err error) {
 
 // wanted is the events that requests want, each once and in order: those of as
 // many requests as make a query of the usual size, and of one at least.
-func wanted(requests []*request) (ids []int64) {
-	seen := make(map[int64]struct{})
+func wanted(requests []*request) []entry {
+	seen := make(map[int64]entry)
 	for _, r := range requests {
-		if len(seen) > 0 && len(seen)+len(r.ids) > turnEvents {
+		if len(seen) > 0 && len(seen)+len(r.entries) > turnEvents {
 			break
 		}
-		for _, id := range r.ids {
-			seen[id] = struct{}{}
+		for _, e := range r.entries {
+			if !seen[e.event].located {
+				seen[e.event] = e
+			}
 		}
 	}
-	return slices.Sorted(maps.Keys(seen))
+	return slices.SortedFunc(maps.Values(seen), compareEntries)
 }
 
 // pick picks what is for the request out of the events that were read of those
 // that were asked for. some is false if none of its own were, so that it has to
 // be asked for again; the first of all that were asked for always is.
-func (r *request) pick(read *entriesPage, asked []int64) (page relay.Page, some bool) {
+func (r *request) pick(read *entriesPage, asked []entry) (page relay.Page, some bool) {
 	page.Gap = read.deleted > r.after
 	events := read.Events
-	for _, id := range r.ids {
-		at, isAsked := slices.BinarySearch(asked, id)
-		if asked = asked[at:]; !isAsked || read.Through > 0 && id > read.Through {
+	for _, e := range r.entries {
+		at, isAsked := slices.BinarySearchFunc(asked, e, compareEntries)
+		if asked = asked[at:]; !isAsked || read.Through > 0 && e.event > read.Through {
 			return page, some
 		}
-		for len(events) > 0 && events[0].ID < id {
+		for len(events) > 0 && events[0].ID < e.event {
 			events = events[1:]
 		}
-		if len(events) > 0 && events[0].ID == id {
+		if len(events) > 0 && events[0].ID == e.event {
 			page.Events = append(page.Events, events[0])
 		} else {
 			page.Gap = true
 		}
-		page.Through, some = id, true
+		page.Through, some = e.event, true
 	}
 	if !r.more {
 		page.Through = r.through

@@ -86,7 +86,7 @@ func TestAllWhoComeBackAtOnceAreReadTheirOwn(t *testing.T) {
 		if i%20 == 0 {
 			groups = append(groups, relay.Staff)
 		}
-		after, through, limit := all[i*2].ID, last-int64(i%3), 512
+		after, through, limit := all[i*2].ID, last-int64(i%3), 1024
 		if i%50 == 0 {
 			limit = 100
 		}
@@ -146,7 +146,7 @@ func TestOneWhoGivesUpHoldsNobodyUp(t *testing.T) {
 			if i%2 == 0 {
 				ctx = gone
 			}
-			ids, err := readAll(ctx, journal, 0, last, []relay.Group{relay.Staff}, 512)
+			ids, err := readAll(ctx, journal, 0, last, []relay.Group{relay.Staff}, 1024)
 			if i%2 == 1 && (err != nil || len(ids) == 0) {
 				t.Errorf("%d events, %v", len(ids), err)
 			}
@@ -171,14 +171,14 @@ func TestALargeEventDoesNotKeepOthersFromTheirPages(t *testing.T) {
 	var reading sync.WaitGroup
 	for i := range 12 {
 		reading.Go(func() {
-			ids, err := readAll(t.Context(), journal, 0, last, []relay.Group{relay.CadetGroup(int64(i % 2))}, 512)
+			ids, err := readAll(t.Context(), journal, 0, last, []relay.Group{relay.CadetGroup(int64(i % 2))}, 1024)
 			if err != nil || len(ids) != 10 {
 				t.Errorf("cadet %d: %d events, %v; want 10", i%2, len(ids), err)
 			}
 		})
 	}
 	reading.Wait()
-	page, err := journal.Read(t.Context(), "", 0, last, []relay.Group{relay.Staff}, 512)
+	page, err := journal.Read(t.Context(), "", 0, last, []relay.Group{relay.Staff}, 1024)
 	if err != nil || len(page.Events) == 0 || len(page.Events) > 5 || page.Through != page.Events[len(page.Events)-1].ID {
 		t.Errorf("a page of %d large events through %d, %v", len(page.Events), page.Through, err)
 	}

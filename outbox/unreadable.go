@@ -173,13 +173,13 @@ func (r *backlogReader) fetch(ctx context.Context, tx pgx.Tx, places []place) er
 // readPast ends a page whose reading failed behind its first entries with the
 // one after them of those that were asked for, which is a gap if its row can't be
 // read: the next page goes on behind it.
-func (j *Journal) readPast(ctx context.Context, conn *pgx.Conn, t table, page *entriesPage, failed error, ids []int64) error {
-	next, _ := slices.BinarySearch(ids, page.at+1)
-	if next == len(ids) { // it came with nothing that was asked for
+func (j *Journal) readPast(ctx context.Context, conn *pgx.Conn, t table, page *entriesPage, failed error, entries []entry) error {
+	next, _ := slices.BinarySearchFunc(entries, entry{event: page.at + 1}, compareEntries)
+	if next == len(entries) { // it came with nothing that was asked for
 		return failed
 	}
-	id := ids[next]
-	one, err := readEntries(ctx, conn, t, theseEntries, 1, 1, ids[next:next+1])
+	id := entries[next].event
+	one, err := readEntries(ctx, conn, t, theseEntries, 1, 1, columnsOf(entries[next:next+1])...)
 	if err != nil && !unreadable(err) {
 		return fmt.Errorf("read event %d by itself: %w", id, err)
 	}

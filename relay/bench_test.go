@@ -186,7 +186,7 @@ func BenchmarkAssign(b *testing.B) {
 	}
 }
 
-// BenchmarkReadRing is what reading a page of 512 events from memory costs, when
+// BenchmarkReadRing is what reading a page of 1024 events from memory costs, when
 // all events and when every hundredth is for the client.
 func BenchmarkReadRing(b *testing.B) {
 	for _, every := range []int64{1, 100} {

@@ -95,7 +95,7 @@ const (
 )
 
 // How much one read of the log hands over at most, in events.
-const readLimit = 512
+const readLimit = 1024
 
 // Start says where a new subscriber begins.
 type Start struct {
@@ -111,7 +111,7 @@ type Start struct {
 	// Replays, if not nil, is kept at how many replays are under way or waiting,
 	// this subscriber's together with those of others that share the counter.
 	Replays *atomic.Int64
-	// Pace, if not nil, is called before each page of the log, of 512 events at
+	// Pace, if not nil, is called before each page of the log, of 1024 events at
 	// most, that is read from the journal for a replay, and holds it back for as
 	// long as it does not return. It is called anew after what could not wait.
 	Pace func(context.Context) error

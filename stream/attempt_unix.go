@@ -4,6 +4,7 @@ package stream
 
 import (
 	"errors"
+	"io"
 	"os"
 	"syscall"
 )
@@ -26,4 +27,26 @@ func (a *attempt) write(fd uintptr) bool {
 		}
 	}
 	return true
+}
+
+// read is what the connection calls with its socket, again and again until it
+// returns true: whenever something may have come.
+func (a *pull) read(fd uintptr) bool {
+	for {
+		n, err := syscall.Read(int(fd), a.b)
+		switch err { // errors.Is would take more stack than there is
+		case syscall.EINTR:
+		case syscall.EAGAIN:
+			return false
+		case nil:
+			a.n, a.err = n, nil
+			if n == 0 && len(a.b) > 0 {
+				a.err = io.EOF
+			}
+			return true
+		default:
+			a.n, a.err = 0, os.NewSyscallError("read", err)
+			return true
+		}
+	}
 }

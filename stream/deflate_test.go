@@ -58,7 +58,7 @@ func (w *world) packing(t testing.TB, claims jwt.MapClaims, query ...string) (*w
 
 func newPackingWorld(t testing.TB) *world {
 	t.Helper()
-	return newWorld(t, worldOptions{Options: stream.Options{Compression: true}})
+	return newWorld(t, worldOptions{Options: stream.Options{Compression: true, WriteTimeout: patience}})
 }
 
 // rowsOfAllSizes are one that is too short to be compressed, three that are (the

@@ -302,7 +302,22 @@ func (s *isolation) replay(r *rapid.T) {
 	}
 	relaytest.Wait(s.t, "the rows are events", func() bool { return s.w.Status().Head == int64(len(s.rows)) })
 	o.replays++
-	s.send(o, fmt.Sprintf(`{"type":"replay_request","last_event_id":%d}`, rapid.IntRange(s.begun, len(s.rows)).Draw(r, "after")))
+	after := int64(rapid.IntRange(s.begun, len(s.rows)).Draw(r, "after"))
+	s.send(o, fmt.Sprintf(`{"type":"replay_request","last_event_id":%d}`, min(after, o.newest())))
+}
+
+// newest is the newest event that it has, or where it began. Who asks for what comes
+// after a later one is not sent what lies between.
+func (o *observed) newest() int64 {
+	frames := o.seen()
+	newest := frames[0].LastEventID
+	if o.resumed {
+		newest = o.after
+	}
+	for _, m := range frames {
+		newest = max(newest, m.EventID)
+	}
+	return newest
 }
 
 func isReplayAnswer(m message) bool { return m.Type == "replay_complete" && m.EventID == 0 }

@@ -215,10 +215,14 @@ func (s *keySet) fly() {
 		}
 	}
 	s.err, s.said = err, err != nil
-	close(s.flight)
-	s.flight = nil
-	s.flights++
 	s.mu.Unlock()
+	defer func() { // all who wait for it may end, and what they log to with them
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		close(s.flight)
+		s.flight = nil
+		s.flights++
+	}()
 	switch {
 	case s.life.Err() != nil:
 	case err != nil:

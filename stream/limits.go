@@ -37,8 +37,8 @@ type Limits struct {
 	ReplayRatePerUser  float64
 	ReplayBurstPerUser int
 	// ReplayPageRatePerUser and ReplayPageBurstPerUser bound how many pages of the
-	// log, of 512 events at most, are read from the database for one user's
-	// replays, per second and at once; default 500 and 100,000. Who is over them is
+	// log, of 1024 events at most, are read from the database for one user's
+	// replays, per second and at once; default 250 and 50,000. Who is over them is
 	// served more slowly.
 	ReplayPageRatePerUser  float64
 	ReplayPageBurstPerUser int
@@ -69,7 +69,7 @@ func (l *Limits) complete() {
 	}{
 		{&l.Connections, 50_000}, {&l.ConnectionsPerIP, 50_000}, {&l.ConnectionsPerUser, 20_000},
 		{&l.ConnectBurstPerIP, 50_000}, {&l.FailedAuthBurstPerIP, 10_000},
-		{&l.Replays, 50_000}, {&l.ReplaysPerUser, 20_000}, {&l.ReplayBurstPerUser, 50_000}, {&l.ReplayPageBurstPerUser, 100_000},
+		{&l.Replays, 50_000}, {&l.ReplaysPerUser, 20_000}, {&l.ReplayBurstPerUser, 50_000}, {&l.ReplayPageBurstPerUser, 50_000},
 		{&l.MessageBytes, 4 << 10}, {&l.MessageBurst, 500}, {&l.HeaderBytes, 16 << 10},
 	} {
 		if *n.value == 0 {
@@ -81,7 +81,7 @@ func (l *Limits) complete() {
 		otherwise float64
 	}{
 		{&l.ConnectRatePerIP, 2_000}, {&l.FailedAuthRatePerIP, 100}, {&l.ReplayRatePerUser, 1_000},
-		{&l.ReplayPageRatePerUser, 500}, {&l.MessageRate, 50},
+		{&l.ReplayPageRatePerUser, 250}, {&l.MessageRate, 50},
 	} {
 		if *r.value == 0 {
 			*r.value = r.otherwise

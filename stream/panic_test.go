@@ -118,7 +118,7 @@ func TestAPanicEndsItsOwnConnectionOnlyWithCode4000(t *testing.T) {
 				return conn
 			}
 			survivor := dial() // connects while all is well
-			relaytest.Wait(t, "it is connected", func() bool { return s.count() == 1 })
+			relaytest.Wait(t, "it has been let in", func() bool { return s.letIn() == 1 })
 			on.Store(true)
 
 			conn := dial()
@@ -192,6 +192,18 @@ func (s *Server) count() (n int) {
 			n += int(m.GetGauge().GetValue())
 		}
 	}
+	return n
+}
+
+// letIn is how many clients have been let in, and all that belongs to it is done.
+func (s *Server) letIn() (n int) {
+	s.each(func(c *session) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.clock != nil {
+			n++
+		}
+	})
 	return n
 }
 

@@ -3,13 +3,11 @@ package stream
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"net"
 	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -106,15 +104,6 @@ func (c *socket) Close() error {
 		}
 	}
 	return c.Conn.Close()
-}
-
-// SyscallConn is part of [syscall.Conn].
-func (c *socket) SyscallConn() (syscall.RawConn, error) {
-	inner, ok := c.Conn.(syscall.Conn)
-	if !ok {
-		return nil, errors.ErrUnsupported
-	}
-	return inner.SyscallConn()
 }
 
 // CloseWrite lets the HTTP server say the last of what it has to say to a client

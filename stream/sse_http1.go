@@ -40,6 +40,7 @@ func (c *eventStream) takeOver(w http.ResponseWriter, r *http.Request, id Identi
 func (c *eventStream) begin(o *ownConnection, w http.ResponseWriter, r *http.Request, id Identity, from relay.Start) (reason *Reason) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	defer func() { o.sentClose = o.sentClose || !o.taken.Load() }() // there is nothing to write to
 	defer func() {
 		if fault := recover(); fault != nil {
 			c.caught("serve an event stream", fault)

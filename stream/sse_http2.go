@@ -32,9 +32,11 @@ func (c *eventStream) serveMultiplexed(w http.ResponseWriter, r *http.Request, i
 	o.deadline.timeout, o.deadline.farewell = c.server.options.WriteTimeout, c.server.options.CloseTimeout
 	c.out = o
 	c.runMultiplexed(o, id, from, r.Context().Done())
-	// The writer is the HTTP server's again once this returns: the goodbye is
-	// said, and close waits for the pump.
+	// The writer is the HTTP server's again once this returns: close waits for the
+	// pump, and whoever has ended the session, which close does at the latest, has
+	// said the goodbye then.
 	c.session.close()
+	<-o.over
 	reason := c.ended()
 	if c.sub == nil {
 		c.transport.connect(reason.Label) // it was not let in
@@ -54,7 +56,6 @@ func (c *eventStream) runMultiplexed(o *multiplexed, id Identity, from relay.Sta
 	case <-o.over:
 	case <-gone:
 		c.end(o.gone(), "")
-		<-o.over
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -22,7 +23,9 @@ type Certificate struct {
 	failed            func(component string)
 	interval          time.Duration
 	now               atomic.Pointer[tls.Certificate]
-	seen              [2][]byte // what was read last, good or not
+
+	mu   sync.Mutex // held while the files are read: two listeners may share a certificate
+	seen [2][]byte  // what was read last, good or not
 }
 
 // CertificateOptions say where a certificate is.
@@ -60,6 +63,8 @@ func (c *Certificate) NotAfter() time.Time { return c.now.Load().Leaf.NotAfter }
 
 // read reads the files, if they are others than they were.
 func (c *Certificate) read() (changed bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	cert, certErr := os.ReadFile(c.certFile)
 	key, keyErr := os.ReadFile(c.keyFile)
 	if err := errors.Join(certErr, keyErr); err != nil {
@@ -76,7 +81,7 @@ func (c *Certificate) read() (changed bool, err error) {
 	return true, nil
 }
 
-// differ reports whether the files hold something else than before.
+// differ reports whether the files hold something else than before. c.mu is held.
 func (c *Certificate) differ(cert, key []byte) bool {
 	if bytes.Equal(c.seen[0], cert) && bytes.Equal(c.seen[1], key) {
 		return false

@@ -118,13 +118,13 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	go c.read()
 }
 
-// over ends what the connection was.
-func (c *webSocket) over() {
+// over ends what the connection was, because of a panic if fault is not nil.
+func (c *webSocket) over(fault any) {
 	defer c.contain("end a WebSocket")
 	defer c.server.leave()
 	defer c.server.depart(c.visit)
 	defer func() { _ = c.wire.Close() }() // nothing that failed here could be mended
-	if fault := recover(); fault != nil {
+	if fault != nil {
 		c.caught("read from a WebSocket", fault)
 		c.end(reasonInternal, "")
 	}
@@ -145,22 +145,31 @@ func (c *webSocket) begin(id Identity, denied error, from relay.Start) {
 	}
 }
 
-// read reads until the connection is over: what the client asks for, and once
-// the session has ended only for the client's close frame. It mostly waits, with
-// all that it has called for that on the smallest stack that there is.
+// read reads one message, does what the client asks for, and leaves the next one to
+// another goroutine, until the connection is over; once the session has ended it
+// only looks for the client's close frame. It mostly waits, with all that it has
+// called for that on the smallest stack that there is. What a message takes more is
+// given back with the goroutine: of itself no stack would get that small again. (That
+// is no help with a ping frame, which gorilla hands over in the midst of reading.)
 func (c *webSocket) read() {
-	defer c.over()
-	for {
-		kind, r, err := c.conn.NextReader()
-		if err == nil && c.ended() == nil {
-			c.heard.Store(true)
-			err = c.message(kind, r)
+	over := true
+	defer func() {
+		if fault := recover(); over {
+			c.over(fault)
+		} else {
+			go c.read()
 		}
-		if err != nil {
-			c.readFailed(err)
-			return
-		}
+	}()
+	kind, r, err := c.conn.NextReader()
+	if err == nil && c.ended() == nil {
+		c.heard.Store(true)
+		err = c.message(kind, r)
 	}
+	if err != nil {
+		c.readFailed(err)
+		return
+	}
+	over = false
 }
 
 // message reads and handles one message. The buffer is lent only for as long.

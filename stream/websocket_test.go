@@ -367,7 +367,7 @@ func textOf(n int) []byte { return []byte(`"` + strings.Repeat("x", n) + `"`) }
 
 func TestASlowReaderDelaysNobodyAndMissesNothing(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, worldOptions{relay: relay.Options{RingEvents: 64}})
+	w := newWorld(t, worldOptions{relay: relay.Options{RingEvents: 64}, Options: stream.Options{WriteTimeout: patience}})
 	slow, slowSSE, quick := w.connect(t, cadet17), w.follow(t, cadet17), w.connect(t, cadet17)
 	big := grade(17)
 	big.Payload = textOf(20 << 10)

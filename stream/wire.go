@@ -34,7 +34,8 @@ var errClosing = errors.New("the connection is closing")
 type wire struct {
 	net.Conn
 	in      io.Reader       // what Conn reads from: each call in between takes stack
-	raw     syscall.RawConn // nil if no write can be attempted
+	raw     syscall.RawConn // Conn's socket, nil if only Conn may read and write it
+	pull    pull            // what reads from raw
 	framing *framing
 
 	mu        sync.Mutex // held while a frame or a batch of them is written
@@ -67,20 +68,31 @@ func (w *wire) take(conn net.Conn) {
 const patience = 2 << 20
 
 // Read is part of [net.Conn].
-func (w *wire) Read(p []byte) (int, error) {
-	if !w.deadline.closing.Load() {
-		if most := w.unaccounted.most; most > 0 && w.unaccounted.bytes > most {
-			return 0, errFragments
-		}
-		n, err := w.in.Read(p)
-		w.unaccounted.bytes += n
-		return n, err
-	}
-	if w.leftover >= patience {
+func (w *wire) Read(p []byte) (n int, err error) {
+	closing := w.deadline.closing.Load()
+	switch {
+	case closing && w.leftover >= patience:
 		return 0, errClosing
+	case !closing && w.unaccounted.most > 0 && w.unaccounted.bytes > w.unaccounted.most:
+		return 0, errFragments
 	}
-	n, err := w.in.Read(p)
-	w.leftover += n
+	if w.raw == nil {
+		n, err = w.in.Read(p)
+	} else {
+		if w.pull.do == nil {
+			w.pull.do = w.pull.read
+		}
+		w.pull.b, w.pull.n = p, 0
+		if err = w.raw.Read(w.pull.do); err == nil {
+			err = w.pull.err
+		}
+		n, w.pull.b = w.pull.n, nil
+	}
+	if closing {
+		w.leftover += n
+	} else {
+		w.unaccounted.bytes += n
+	}
 	return n, err
 }
 

@@ -3,7 +3,6 @@ package clienttest
 import (
 	"fmt"
 	"slices"
-	"time"
 )
 
 // Options are some of the client's own, as client.d.ts describes them. A zero is
@@ -67,7 +66,7 @@ func (a *App) hear(s *said) {
 	case s.Typed != nil:
 		a.typed = append(a.typed, *s.Typed)
 	case s.State != nil:
-		s.State.At, s.State.Cursor, s.State.Counts = time.Now(), s.Cursor, s.Counts
+		s.State.At, s.State.Cursor, s.State.Counts = s.At, s.Cursor, s.Counts
 		a.states = append(a.states, *s.State)
 	case s.Refetch != "":
 		a.refetches = append(a.refetches, s.Refetch)

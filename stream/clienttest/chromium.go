@@ -46,16 +46,42 @@ func NewTab(t testing.TB, more ...chromedp.ExecAllocatorOption) context.Context 
 		chromedp.WSURLReadTimeout(patience),
 	}
 	allocator, endAllocator := chromedp.NewExecAllocator(context.Background(), append(options, more...)...)
-	tab, endTab := chromedp.NewContext(allocator, chromedp.WithErrorf(t.Logf))
+	log := &tabLog{TB: t}
+	tab, endTab := chromedp.NewContext(allocator, chromedp.WithErrorf(log.errorf))
 	t.Cleanup(func() {
 		_ = chromedp.Cancel(tab) // in good order, so that nothing is left of it
 		endTab()
 		endAllocator()
+		log.end()
 	})
 	if err := chromedp.Do(tab); err != nil {
 		t.Fatalf("start %s: %v", path, err)
 	}
 	return tab
+}
+
+// tabLog is what chromedp says of a tab. Its goroutines outlive the browser by a
+// moment, and a test that has ended must not be written to.
+type tabLog struct {
+	testing.TB
+
+	mu   sync.Mutex
+	over bool
+}
+
+func (l *tabLog) errorf(format string, args ...any) {
+	l.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.over {
+		l.Logf(format, args...)
+	}
+}
+
+func (l *tabLog) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
 }
 
 // NewPage runs the client that a relay serves in Chromium, on a page of another

@@ -17,7 +17,7 @@ export function drive({ connect }, say) {
       const relay = connect(options);
       relays.set(name, relay);
       relay.onEvent((event) => say({ name, event }));
-      relay.onState((state) => say({ name, state, cursor: relay.cursor ?? -1, counts: relay.counts }));
+      relay.onState((state) => say({ name, state, at: Date.now(), cursor: relay.cursor ?? -1, counts: relay.counts }));
       relay.onRefetch(({ reason }) => say({ name, refetch: reason }));
       relay.onError(({ message, code, label }) => say({ name, error: { message, code, label } }));
     },

@@ -86,7 +86,7 @@ type State struct {
 	Epoch      string  `json:"epoch"`
 	Reconnects int     `json:"reconnects"`
 	RoundTrip  float64 `json:"roundTrip"` // in ms
-	At         time.Time
+	At         float64 // when the client said so, in ms since 1970
 	Cursor     int64
 	Counts     Counts
 }
@@ -107,17 +107,18 @@ type Error struct {
 
 // said is what the driver says: one of these.
 type said struct {
-	Ready    bool   `json:"ready"`
-	Reported string `json:"reported"`
-	Name     string `json:"name"`
-	Event    *Event `json:"event"`
-	Typed    *Event `json:"typed"`
-	State    *State `json:"state"`
-	Cursor   int64  `json:"cursor"`
-	Counts   Counts `json:"counts"`
-	Wants    string `json:"wants"`
-	Refetch  string `json:"refetch"`
-	Error    *Error `json:"error"`
+	Ready    bool    `json:"ready"`
+	Reported string  `json:"reported"`
+	Name     string  `json:"name"`
+	Event    *Event  `json:"event"`
+	Typed    *Event  `json:"typed"`
+	State    *State  `json:"state"`
+	At       float64 `json:"at"`
+	Cursor   int64   `json:"cursor"`
+	Counts   Counts  `json:"counts"`
+	Wants    string  `json:"wants"`
+	Refetch  string  `json:"refetch"`
+	Error    *Error  `json:"error"`
 }
 
 // hear takes what the driver says.

@@ -60,7 +60,7 @@ func (b *bench) cost(ctx context.Context, row *Row) error {
 	row.add(fmt.Sprintf("an event among %d connections", connections), "µs", median(many), floor, floorIs, atMost(flat))
 	row.add(fmt.Sprintf("an event among %d groups", grouped*groupsPerClient), "µs", median(groups), floor, floorIs, atMost(flat))
 	row.add(fmt.Sprintf("an event after %d others", b.scale.ArchiveEvents), "µs", median(journal), floor, floorIs, atMost(flat))
-	row.note("CPU of the relay for each of %d rows/s, each in its own transaction, to one client, less what it uses without rows", b.scale.LatencyRate)
+	row.note("CPU of the relay for each of %d rows/s, each in its own transaction, to one client, less what it uses without rows before and after", b.scale.LatencyRate)
 	return nil
 }
 
@@ -92,7 +92,7 @@ func (b *bench) costAmong(ctx context.Context, row *Row, db *database, others in
 	if err := d.tidy(ctx); err != nil {
 		return 0, err
 	}
-	background, err := b.backgroundCPU(ctx, d)
+	before, err := b.backgroundCPU(ctx, d)
 	if err != nil {
 		return 0, err
 	}
@@ -118,7 +118,12 @@ func (b *bench) costAmong(ctx context.Context, row *Row, db *database, others in
 	if err := idle.verifyEach(func(*client) int64 { return 0 }); err != nil {
 		return 0, err
 	}
-	used := u.target.Seconds() - background*u.wall.Seconds()
+	// Clients who came together begin to be pinged together, perhaps only by now.
+	after, err := b.backgroundCPU(ctx, d)
+	if err != nil {
+		return 0, err
+	}
+	used := u.target.Seconds() - (before+after)/2*u.wall.Seconds()
 	return used / float64(len(load.committed)) * 1e6, nil
 }
 

@@ -139,7 +139,7 @@ func (p *plans) read(log []byte) error {
 			return fmt.Errorf("read a plan in the server's log: %w", err)
 		}
 		// Of all that the relay asks while a client replays, this is what it asks for it.
-		if strings.Contains(explained.Query, "j.event_id > k.after") || strings.Contains(explained.Query, "JOIN syncrelay.journal j") {
+		if strings.Contains(explained.Query, "event_id > k.after") || strings.Contains(explained.Query, "s.bytes_before <") {
 			p.queries++
 			p.walk(&explained.Plan)
 		}

@@ -81,7 +81,7 @@ func (b *bench) storm(ctx context.Context, row *Row) error {
 const ringOfOne = "SYNCRELAY_MEMORY_RING_EVENTS=1"
 
 // stormPage is how many events a client is read at once at most.
-const stormPage = 512
+const stormPage = 1024
 
 // stormFloor is what a million deliveries cost to so many clients, in CPU-seconds.
 func (b *bench) stormFloor(ctx context.Context, clients int) (float64, error) {
