@@ -45,8 +45,8 @@ func Quick() Scale {
 	return Scale{
 		Name: "quick", Rounds: 1,
 		LatencyRate: 1000, LatencyTime: 3 * time.Second, LatencyCadets: 100,
-		IngestRows:  120_000,
-		FanoutSizes: []int{1000, 5000}, FanoutDeliveries: 200_000, BurstDeliveries: 1_000_000, Burst: 20,
+		IngestRows:  60_000,
+		FanoutSizes: []int{1000, 5000}, FanoutDeliveries: 200_000, BurstDeliveries: 400_000, Burst: 20,
 		MemoryConnections: 4000, StormClients: 200, StormEvents: 1000, Connects: 4000,
 		ArchiveEvents: 200_000, ArchiveCadets: 200, ArchiveSamples: 10,
 		CostConnections: 4000, CostGroups: 12_000, CostTime: 2 * time.Second,
@@ -58,7 +58,7 @@ func Full() Scale {
 	s := Quick()
 	s.Name, s.Rounds = "full", 3
 	s.LatencyTime = 4 * time.Second
-	s.FanoutDeliveries = 400_000
+	s.FanoutDeliveries, s.BurstDeliveries = 400_000, 1_000_000
 	s.IngestRows = 300_000
 	s.MemoryConnections, s.StormClients, s.Connects = 10_000, 1000, 10_000
 	s.ArchiveEvents, s.ArchiveCadets, s.ArchiveSamples = 10_000_000, 10_000, 20
