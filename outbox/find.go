@@ -49,10 +49,17 @@ type search struct {
 	after, through int64
 }
 
+// finding is what one search has found, in the order of the log.
+type finding struct {
+	entries []entry
+	more    bool // there may be others behind them
+}
+
 // searches are those of many requests, each once.
 type searches struct {
-	found map[search][]entry
+	found map[search]finding
 	limit int
+	total int // entries that were found
 
 	audiences, cadets, staff columns
 	audience                 []string
@@ -70,16 +77,15 @@ func (c *columns) add(s search) {
 }
 
 func newSearches(requests []*request) *searches {
-	all := &searches{found: make(map[search][]entry)}
-	limit := 1
+	all := &searches{found: make(map[search]finding)}
 	for _, r := range requests {
-		limit = max(limit, r.limit)
+		all.limit = max(all.limit, r.limit)
 		for _, g := range r.groups {
 			s := search{g, r.after, r.through}
 			if _, there := all.found[s]; there {
 				continue
 			}
-			all.found[s] = nil
+			all.found[s] = finding{}
 			switch cadet, isCadet := g.Cadet(); {
 			case g == relay.Staff:
 				all.staff.add(s)
@@ -92,9 +98,6 @@ func newSearches(requests []*request) *searches {
 			}
 		}
 	}
-	// Many who want the same cost what one does; where each wants something else, each
-	// finds less at a time.
-	all.limit = max(1, min(limit, turnEntries/max(1, len(all.found))))
 	return all
 }
 
@@ -109,11 +112,11 @@ func (all *searches) queue(batch *pgx.Batch) {
 				if !rows.Next() {
 					break
 				}
-				found, err := scanFound(rows)
+				entries, err := scanFound(rows)
 				if err != nil {
 					return err
 				}
-				all.found[s] = found
+				all.note(s, entries)
 			}
 			return rows.Err()
 		})
@@ -121,6 +124,17 @@ func (all *searches) queue(batch *pgx.Batch) {
 	add(&all.audiences, findAudience, all.audience)
 	add(&all.cadets, findCadet, all.cadet)
 	add(&all.staff, findStaff)
+}
+
+// note keeps what a search has found. Many who want the same cost what one does; where
+// each of many wants much else, the later ones find less at a time.
+func (all *searches) note(s search, entries []entry) {
+	f := finding{entries, len(entries) >= all.limit}
+	if share := max(1, turnEntries/len(all.found)); all.total+len(entries) > turnEntries && len(entries) > share {
+		f = finding{slices.Clone(entries[:share]), true}
+	}
+	all.total += len(f.entries)
+	all.found[s] = f
 }
 
 // scanFound reads what one search has found, in the order of the log.
@@ -177,17 +191,17 @@ func (r *request) take(all *searches) {
 	lists, known := 0, r.through
 	for _, g := range r.groups {
 		found := all.found[search{g, r.after, r.through}]
-		if len(found) == 0 {
+		if len(found.entries) == 0 {
 			continue
 		}
-		if len(found) == all.limit {
-			r.more, known = true, min(known, found[len(found)-1].event)
+		if found.more {
+			r.more, known = true, min(known, found.entries[len(found.entries)-1].event)
 		}
 		lists++
 		if lists == 1 {
-			r.entries = found // mostly the only one, which is shared
+			r.entries = found.entries // mostly the only one, which is shared
 		} else {
-			r.entries = slices.Concat(r.entries, found)
+			r.entries = slices.Concat(r.entries, found.entries)
 		}
 	}
 	if lists > 1 {

@@ -100,8 +100,41 @@ func TestAPageEndsWhereTheShortestSearchDoes(t *testing.T) {
 	t.Parallel()
 	many, few := []entry{{event: 1}, {event: 2}, {event: 3}}, []entry{{event: 2}, {event: 9}}
 	r := &request{through: 10, groups: []relay.Group{relay.Staff, relay.Everyone}, limit: 100}
-	r.take(&searches{limit: 3, found: map[search][]entry{{relay.Staff, 0, 10}: many, {relay.Everyone, 0, 10}: few}})
+	all := newSearches([]*request{r})
+	all.limit = 3
+	all.note(search{relay.Staff, 0, 10}, many)
+	all.note(search{relay.Everyone, 0, 10}, few)
+	r.take(all)
 	if !r.more || !slices.Equal(r.entries, many) {
 		t.Errorf("taken %v, more: %t; want %v and more", r.entries, r.more, many)
+	}
+}
+
+// What a turn keeps is bounded, however much each of many wants that no other does; and
+// who wants little is not cut short for those who want much.
+func TestManyWhoWantMuchFindLessAtATime(t *testing.T) {
+	t.Parallel()
+	page := make([]entry, 1024)
+	for i := range page {
+		page[i].event = int64(i + 1)
+	}
+	all := &searches{limit: len(page), found: make(map[search]finding)}
+	const many = 1000
+	for i := range int64(many) {
+		all.found[search{relay.UserGroup(i), i, 5000}] = finding{}
+	}
+	for i := range int64(many) {
+		s := search{relay.UserGroup(i), i, 5000}
+		entries := page
+		if i%2 == 0 {
+			entries = page[:10]
+		}
+		all.note(s, entries)
+		if f := all.found[s]; f.more != (i%2 == 1) || len(f.entries) < 10 {
+			t.Fatalf("search %d of %d entries keeps %d, more: %t", i, len(entries), len(f.entries), f.more)
+		}
+	}
+	if all.total > 2*turnEntries {
+		t.Errorf("%d entries are kept, allowed are %d", all.total, 2*turnEntries)
 	}
 }

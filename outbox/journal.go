@@ -27,15 +27,17 @@ type Journal struct {
 // readSettings are those of the sessions that read events back. Every such read
 // is a range scan of an index of the journal and look-ups in one of the table.
 // The planner can't know how short the range is, and at the wrong guess reads
-// whole tables, or all of a group's range to sort it: it is not given the choice.
+// whole tables, or all of a group's range to sort it: it is not given the choice. Nor
+// does it start other processes, which takes longer than such a read.
 var readSettings = map[string]string{
-	"default_transaction_read_only": "on",
-	"enable_seqscan":                "off",
-	"enable_bitmapscan":             "off",
-	"enable_hashjoin":               "off",
-	"enable_mergejoin":              "off",
-	"jit":                           "off",
-	"plan_cache_mode":               "force_custom_plan",
+	"default_transaction_read_only":   "on",
+	"enable_seqscan":                  "off",
+	"enable_bitmapscan":               "off",
+	"enable_hashjoin":                 "off",
+	"enable_mergejoin":                "off",
+	"jit":                             "off",
+	"max_parallel_workers_per_gather": "0",
+	"plan_cache_mode":                 "force_custom_plan",
 }
 
 // NewJournal makes a journal; it connects when it is first needed.

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,9 +24,10 @@ type planNode struct {
 	Plans     []planNode `json:"Plans"`
 }
 
-// scans calls each with the scans of tables that were executed.
+// scans calls each with the scans of tables that were executed, and with what gathers
+// those of other processes.
 func (n *planNode) scans(each func(*planNode)) {
-	if n.Relation != "" && n.Loops > 0 {
+	if (n.Relation != "" || strings.HasPrefix(n.Node, "Gather")) && n.Loops > 0 {
 		each(n)
 	}
 	for i := range n.Plans {

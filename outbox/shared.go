@@ -18,8 +18,9 @@ import (
 // on how many events there are and how long it takes to read them, and no more on
 // how many clients want them.
 
-// What a turn does at once, at most: requests, entries of the journal that it finds for
-// them, which are a few megabytes, and events that one query reads.
+// What a turn does at once, at most: requests, entries of the journal that it keeps for
+// them (twice as many, as each may have its share), which are a few megabytes, and
+// events that one query reads.
 const (
 	turnRequests = 256
 	turnEntries  = 1 << 16
