@@ -108,7 +108,7 @@ func TestAJanitorThatLooksOnReportsNoSuccess(t *testing.T) {
 func TestALongTransactionOfOtherTablesIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.options.OwnerTimeout = 4 * time.Second
+	w.options.OwnerTimeout = 20 * time.Second // a busy machine may say nothing for some seconds
 	r := w.start(relay.Options{
 		StallTimeout: 200 * time.Millisecond, FlushInterval: 20 * time.Millisecond,
 		Retry: func(int) time.Duration { t.Error("the stream was broken off"); return time.Second },
