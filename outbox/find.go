@@ -59,7 +59,7 @@ type finding struct {
 type searches struct {
 	found map[search]finding
 	limit int
-	total int // entries that were found
+	total int // entries that are kept
 
 	audiences, cadets, staff columns
 	audience                 []string
@@ -146,12 +146,12 @@ func scanFound(rows pgx.Rows) ([]entry, error) {
 	}
 	found := make([]entry, len(events))
 	for i, id := range events {
-		found[i].event = id
+		found[i] = entry{event: id}
 		if len(of) > 0 {
 			found[i] = entry{id, true, of[i], created[i].UnixMicro()}
 		}
 	}
-	slices.SortFunc(found, compareEntries) // mostly nothing is left to do
+	slices.SortFunc(found, compareEntries) // array_agg does not promise the order, though it keeps it
 	return found, nil
 }
 

@@ -6,9 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/syncrelay/syncrelay/outbox/localpg/pgtest"
 	"github.com/syncrelay/syncrelay/relay"
-	"github.com/syncrelay/syncrelay/schema"
 )
 
 // fillShort makes a log of ten events, each for cadet 1 and for the role rare.
@@ -21,15 +19,7 @@ UPDATE syncrelay.state SET last_event_id = 10`
 // shortLog is a journal with the log of fillShort, and a session for changing it.
 func shortLog(t *testing.T) (*Journal, *pgx.Conn) {
 	t.Helper()
-	url := pgtest.Database(t)
-	if _, err := schema.Migrate(t.Context(), url, schema.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	admin, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { closeConn(admin) })
+	url, admin := migrated(t)
 	if _, err := admin.Exec(t.Context(), fillShort); err != nil {
 		t.Fatal(err)
 	}

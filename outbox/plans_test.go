@@ -60,12 +60,10 @@ INSERT INTO syncrelay.journal_audience (audience, event_id)
 SELECT a, id FROM sync_events, unnest(ARRAY['role_rare', 'user_' || user_ids[1]]) a WHERE cadet_id IS NULL;
 UPDATE syncrelay.state SET last_event_id = 150000`
 
-// TestAReplayIsRangesOfIndexes: whoever asks for whatever part of a long log, no
-// table is read through, and nothing is looked at that is for others, with the
-// planner's statistics and before there are any.
-func TestAReplayIsRangesOfIndexes(t *testing.T) {
-	t.Parallel()
-	url := pgtest.Database(t)
+// migrated is a database with the schema, and a session of its owner's.
+func migrated(t *testing.T) (url string, admin *pgx.Conn) {
+	t.Helper()
+	url = pgtest.Database(t)
 	if _, err := schema.Migrate(t.Context(), url, schema.Options{}); err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +71,16 @@ func TestAReplayIsRangesOfIndexes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(admin)
+	t.Cleanup(func() { closeConn(admin) })
+	return url, admin
+}
+
+// TestAReplayIsRangesOfIndexes: whoever asks for whatever part of a long log, no
+// table is read through, and nothing is looked at that is for others, with the
+// planner's statistics and before there are any.
+func TestAReplayIsRangesOfIndexes(t *testing.T) {
+	t.Parallel()
+	url, admin := migrated(t)
 	for _, sql := range []string{`SELECT syncrelay.make_partitions(6)`, `ALTER TABLE syncrelay.journal SET (autovacuum_enabled = off)`, fillLog} {
 		if _, err := admin.Exec(t.Context(), sql); err != nil {
 			t.Fatalf("%s: %v", sql, err)
