@@ -2,11 +2,12 @@ package stream
 
 import (
 	"net"
+	"sync"
 	"syscall"
 )
 
 // attempt is a write that does not wait: it takes what has room in the socket's
-// buffer. One is used again and again, so that it costs no memory.
+// buffer.
 type attempt struct {
 	b   []byte
 	n   int
@@ -14,8 +15,17 @@ type attempt struct {
 	do  func(fd uintptr) bool // write, bound once
 }
 
-// try writes as much of b as there is room for.
-func (a *attempt) try(raw syscall.RawConn, b []byte) (int, error) {
+// attempts is shared by all servers, as pools are for: so an attempt costs no memory.
+var attempts = sync.Pool{New: func() any {
+	a := &attempt{}
+	a.do = a.write
+	return a
+}}
+
+// try writes as much of b as there is room for, and returns how much that was.
+func try(raw syscall.RawConn, b []byte) (int, error) {
+	a := attempts.Get().(*attempt) //nolint:forcetypeassert // nothing else is put
+	defer attempts.Put(a)
 	a.b, a.n, a.err = b, 0, nil
 	err := raw.Write(a.do)
 	a.b = nil

@@ -19,13 +19,14 @@
 //   - No client is waited for on the relay's own goroutines, which write what a
 //     socket takes at once: the subscriber's pump writes the rest, for as long as
 //     the write deadline at most.
-//   - A connection that is idle costs one goroutine, its session, and no buffers.
+//   - A connection that is idle costs one goroutine, its session, no buffers, and on a
+//     socket of our own (without TLS or HTTP/2) no timer.
 //   - A token never appears in a log line, an error or a metric.
 //
 // # Where to start reading
 //
-// server.go holds the routes, session.go the life of a connection, websocket.go
-// and sse.go the transports, wire.go, frames.go and deflate.go what they write, token.go,
+// server.go holds the routes, session.go the life of a connection and clock.go its
+// heartbeat, websocket.go and sse.go the transports, wire.go, frames.go and deflate.go what they write, token.go,
 // claims.go, keys.go and jwks.go which tokens count, directory.go who their users
 // are where a database says it, limits.go and gate.go how many may come and how
 // often, sockets.go what is let go before that, address.go whom it counts for,

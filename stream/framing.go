@@ -93,9 +93,8 @@ func small(events []*relay.Event) bool {
 // ones, one client after the other by the same goroutine: a parcel that is
 // borrowed again mostly holds them already.
 type parcel struct {
-	events  []*relay.Event
-	b       []byte
-	attempt attempt
+	events []*relay.Event
+	b      []byte
 }
 
 // pack borrows a parcel of these events, nil if they are too many for one.
@@ -103,7 +102,6 @@ func (f *framing) pack(events []*relay.Event) *parcel {
 	p, _ := f.parcels.Get().(*parcel)
 	if p == nil {
 		p = &parcel{}
-		p.attempt.do = p.attempt.write
 	}
 	if slices.Equal(p.events, events) {
 		return p

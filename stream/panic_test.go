@@ -200,7 +200,7 @@ func (s *Server) letIn() (n int) {
 	s.each(func(c *session) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.clock != nil {
+		if !c.beatAt.IsZero() {
 			n++
 		}
 	})

@@ -1,8 +1,10 @@
 package stream
 
 import (
+	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -96,8 +98,7 @@ func TestAPushAfterALongPauseIsNotLate(t *testing.T) {
 	w := &wire{framing: newWebSocketFraming()}
 	w.take(near)
 	w.deadline.timeout = time.Nanosecond
-	_ = w.writeFrame(framePing, nil) // it may be late itself
-	w.broken = nil
+	w.deadline.extend(near) // as a write does that has to wait
 	left, err := w.push([]*relay.Event{pushedEvent(1, `1`)})
 	if err != nil {
 		t.Fatalf("a push failed with %v", err)
@@ -113,6 +114,25 @@ func TestAPushAfterALongPauseIsNotLate(t *testing.T) {
 			t.Fatal(err)
 		}
 		got += string(buffer[:n])
+	}
+}
+
+// TestOnlyAWriteThatWaitsHasADeadline, as each would be a timer.
+func TestOnlyAWriteThatWaitsHasADeadline(t *testing.T) {
+	t.Parallel()
+	near, _ := pair(t)
+	w := &wire{framing: newWebSocketFraming()}
+	w.take(near)
+	if w.raw == nil {
+		t.Skip("writes are not attempted on this system")
+	}
+	w.deadline.timeout = time.Millisecond
+	if err := w.writeFrame(framePing, nil); err != nil || !w.deadline.until.IsZero() {
+		t.Fatalf("a ping was written with the deadline %s: %v", w.deadline.until, err)
+	}
+	e := pushedEvent(1, `"`+strings.Repeat("x", 32<<20)+`"`)
+	if err := w.writeEvents([]*relay.Event{e}); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("what nobody reads was written, or waited for, with %v", err)
 	}
 }
 

@@ -40,6 +40,7 @@ type Server struct {
 	gate     *gate
 	noise    *noise
 	vitals   *vitals
+	clock    clock
 
 	upgrader     *websocket.Upgrader
 	deflating    *websocket.Upgrader // for clients that offer permessage-deflate; nil if none is taken up

@@ -24,14 +24,15 @@ type session struct {
 	// sub and user are set before the session's first beat and never changed.
 	sub  *relay.Subscriber
 	user *user
+	// alarm goes off with the next of a beat, the notice and the end of the token.
+	alarm alarm
 
 	mu       sync.Mutex
 	identity Identity
-	asked    time.Time   // when it was asked last who the client is; see recheck.go
-	clock    *time.Timer // the next of a beat, the notice and the end of the token
-	beatAt   time.Time   // the next beat
-	noticed  bool        // the client was told that its token ends soon
-	reason   *Reason     // why the session ended; nil while it lives
+	asked    time.Time // when it was asked last who the client is; see recheck.go
+	beatAt   time.Time // the next beat
+	noticed  bool      // the client was told that its token ends soon
+	reason   *Reason   // why the session ended; nil while it lives
 }
 
 // link is a transport's part of a session.
@@ -75,7 +76,7 @@ func (s *session) open(id Identity, start relay.Start) *Reason {
 		first := s.link.interval()/2 + rand.N(s.link.interval()/2) //nolint:gosec // needs no secrecy
 		now := time.Now()
 		s.beatAt = now.Add(first)
-		s.clock = time.AfterFunc(s.untilTick(now), s.tick)
+		s.server.clock.set(s, s.untilTick(now))
 	}
 	return nil
 }
@@ -220,7 +221,7 @@ func (s *session) tick() {
 	notice := !s.noticed && left <= expiryNotice
 	s.noticed = s.noticed || notice
 	if left > 0 {
-		s.clock.Reset(s.untilTick(now))
+		s.server.clock.set(s, s.untilTick(now))
 	}
 	s.mu.Unlock()
 	if left <= 0 {
@@ -247,7 +248,7 @@ func (s *session) renew(id Identity, tell func()) {
 	defer s.mu.Unlock()
 	s.noticed = false
 	if s.reason == nil {
-		s.clock.Reset(s.untilTick(time.Now()))
+		s.server.clock.set(s, s.untilTick(time.Now()))
 	}
 }
 
@@ -267,9 +268,7 @@ func (s *session) end(reason *Reason, detail string) {
 		return
 	}
 	s.reason = reason
-	if s.clock != nil {
-		s.clock.Stop()
-	}
+	s.server.clock.drop(s)
 	s.mu.Unlock()
 	text := reason.Text
 	if detail != "" {

@@ -38,8 +38,8 @@ func TestTheNoticeIsNoBeat(t *testing.T) {
 	}
 	defer sub.Close()
 	now := time.Now()
-	s := &session{link: l, sub: sub, clock: time.AfterFunc(time.Hour, func() {}), beatAt: now.Add(time.Second)}
-	defer s.clock.Stop()
+	s := &session{server: &Server{}, link: l, sub: sub, beatAt: now.Add(time.Second)}
+	defer s.end(reasonClosed, "")
 	s.identity.ExpiresAt = now.Add(expiryNotice + 500*time.Millisecond)
 	if d := s.untilTick(now); d != 500*time.Millisecond {
 		t.Errorf("the next tick is in %s, want the notice in 500ms", d)

@@ -129,10 +129,14 @@ func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 // but reads gets the largest payload, one that has stopped is let go.
 const piece = 64 << 10
 
-// write writes all of p. w.mu is held.
+// write writes all of p. w.mu is held. Only what has to wait has a deadline: a timer
+// for each that was written to lately would have to be kept.
 func (w *wire) write(p []byte) error {
 	if w.held != nil {
 		p, w.held = append(w.held, p...), nil
+	}
+	if w.raw != nil && w.broken == nil && len(p) > 0 {
+		p = p[w.attempt(p):]
 	}
 	for len(p) > 0 && w.broken == nil {
 		w.deadline.extend(w.Conn)
@@ -140,6 +144,14 @@ func (w *wire) write(p []byte) error {
 		p, w.broken = p[n:], err
 	}
 	return w.broken
+}
+
+// attempt writes what can be written of p without waiting, and returns how much that
+// was. w.mu is held.
+func (w *wire) attempt(p []byte) (n int) {
+	w.deadline.outlive(w.Conn)
+	n, w.broken = try(w.raw, p)
+	return n
 }
 
 // writeFrame writes one short frame.
@@ -239,12 +251,9 @@ func (w *wire) push(events []*relay.Event) (left func() error, err error) {
 	case w.broken != nil:
 		return nil, w.broken
 	}
-	w.deadline.lift(w.Conn) // that of a write before would be this one's
-	n, err := p.attempt.try(w.raw, p.b)
-	w.broken = err
-	rest := p.b[n:]
-	if err != nil || len(rest) == 0 {
-		return nil, err
+	rest := p.b[w.attempt(p.b):]
+	if w.broken != nil || len(rest) == 0 {
+		return nil, w.broken
 	}
 	kept = true
 	return func() error {
@@ -328,6 +337,14 @@ func (d *deadline) lift(conn writeDeadliner) {
 	_ = conn.SetWriteDeadline(d.until) // as above
 	if d.closing.Load() {
 		_ = conn.SetWriteDeadline(time.Now().Add(d.farewell))
+	}
+}
+
+// outlive lifts what is left of the deadline of a write before, if that is near or has
+// passed.
+func (d *deadline) outlive(conn writeDeadliner) {
+	if !d.until.IsZero() && time.Until(d.until) < d.timeout/2 {
+		d.lift(conn)
 	}
 }
 
