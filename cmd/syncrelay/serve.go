@@ -54,6 +54,7 @@ Several may run on one database: one serves, and the others wait to take over.`,
 type daemon struct {
 	logger      *slog.Logger
 	drain       time.Duration
+	planned     int64 // bytes of the heap, without clients
 	relay       *relay.Relay
 	journal     *outbox.Journal
 	janitor     *outbox.Janitor
@@ -68,7 +69,7 @@ type daemon struct {
 // newDaemon builds the parts and takes the addresses. It does not need the
 // database yet. Changes are made to what the settings say about the server.
 func newDaemon(ctx context.Context, s configs.Settings, logger *slog.Logger, changes ...func(*stream.Options)) (*daemon, error) {
-	d := &daemon{logger: logger, drain: s.Drain.Timeout, walWarning: int64(s.Database.WALWarning)}
+	d := &daemon{logger: logger, drain: s.Drain.Timeout, planned: plannedHeap + int64(s.Memory.RingBytes), walWarning: int64(s.Database.WALWarning)}
 	err := d.build(s, changes)
 	if err == nil {
 		err = d.listen(ctx, s.Listen)
@@ -210,6 +211,7 @@ const (
 // so that everything that a client was sent is journaled and confirmed.
 func (d *daemon) run(ctx context.Context) error {
 	d.logger.Info("listening", "address", d.public.Addr().String(), "ops_address", d.ops.Addr().String(), "version", thisBuild().Version)
+	defer paceGarbage(d.planned)()
 	// The parts live on while the clients are drained, unless one has failed.
 	parts, failed := errgroup.WithContext(context.WithoutCancel(ctx))
 	live, end := context.WithCancel(failed)
