@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -96,6 +97,11 @@ func (j *Journal) tryLock(ctx context.Context, conn *pgx.Conn) (free bool, err e
 		}
 		return false, fmt.Errorf("look at the schema: %w", err)
 	}
+	return j.askForLock(ctx, conn)
+}
+
+// askForLock takes the lock if it is free.
+func (j *Journal) askForLock(ctx context.Context, conn *pgx.Conn) (free bool, err error) {
 	if err := conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1, $2)`, lockClass, lockOwner).Scan(&free); err != nil {
 		return false, fmt.Errorf("ask for the ownership: %w", err)
 	}
@@ -109,6 +115,14 @@ func (j *Journal) waitForLock(ctx context.Context, conn *pgx.Conn, wait func(rea
 	ctx, cancel := context.WithTimeout(ctx, j.o.lockPatience()+j.o.OwnerTimeout)
 	defer cancel()
 	holder, owner := findOwner(ctx, conn)
+	if owner == "" {
+		// It has just become free: perhaps this relay's own earlier session has ended,
+		// and clients need not be sent away as though there were another relay.
+		if free, err := j.askForLock(ctx, conn); err != nil || free {
+			return free, err
+		}
+		holder, owner = findOwner(ctx, conn)
+	}
 	if own := j.session.Load(); own != nil && *own == holder {
 		// It is a session of this very process, whose connection broke in a way
 		// that the server has not noticed yet.
@@ -116,7 +130,7 @@ func (j *Journal) waitForLock(ctx context.Context, conn *pgx.Conn, wait func(rea
 			return false, fmt.Errorf("end this relay's own earlier session: %w", err)
 		}
 	} else {
-		wait(owner)
+		wait(cmp.Or(owner, anotherOwner))
 	}
 	_, err = conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_lock($1, $2)`, lockClass, lockOwner)
 	switch {
@@ -142,13 +156,20 @@ type backend struct {
 	since int64 // microseconds since 1970
 }
 
-// findOwner says which session the owner's is, as well as this role may know it.
+// anotherOwner is what is known of an owner at least.
+const anotherOwner = "another relay owns this database"
+
+// findOwner says which session the owner's is, as well as this role may know it. The
+// description is empty if there is none.
 func findOwner(ctx context.Context, conn *pgx.Conn) (b backend, description string) {
 	var from string
 	var since time.Time
-	if err := conn.QueryRow(ctx, ownerQuery, lockClass, lockOwner).Scan(&b.pid, &from, &since); err != nil {
-		return backend{}, "another relay owns this database"
+	switch err := conn.QueryRow(ctx, ownerQuery, lockClass, lockOwner).Scan(&b.pid, &from, &since); {
+	case errors.Is(err, pgx.ErrNoRows):
+		return backend{}, ""
+	case err != nil:
+		return backend{}, anotherOwner
 	}
 	b.since = since.UnixMicro()
-	return b, fmt.Sprintf("another relay owns this database: server process %d, from %s, since %s", b.pid, from, since.UTC().Format(time.RFC3339))
+	return b, fmt.Sprintf(anotherOwner+": server process %d, from %s, since %s", b.pid, from, since.UTC().Format(time.RFC3339))
 }
