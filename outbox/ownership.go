@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -118,10 +117,7 @@ func (j *Journal) waitForLock(ctx context.Context, conn *pgx.Conn, wait func(rea
 	if owner == "" {
 		// It has just become free: perhaps this relay's own earlier session has ended,
 		// and clients need not be sent away as though there were another relay.
-		if free, err := j.askForLock(ctx, conn); err != nil || free {
-			return free, err
-		}
-		holder, owner = findOwner(ctx, conn)
+		return j.askForLock(ctx, conn)
 	}
 	if own := j.session.Load(); own != nil && *own == holder {
 		// It is a session of this very process, whose connection broke in a way
@@ -130,7 +126,7 @@ func (j *Journal) waitForLock(ctx context.Context, conn *pgx.Conn, wait func(rea
 			return false, fmt.Errorf("end this relay's own earlier session: %w", err)
 		}
 	} else {
-		wait(cmp.Or(owner, anotherOwner))
+		wait(owner)
 	}
 	_, err = conn.Exec(ctx, `SELECT pg_catalog.pg_advisory_lock($1, $2)`, lockClass, lockOwner)
 	switch {
@@ -146,7 +142,7 @@ func (j *Journal) waitForLock(ctx context.Context, conn *pgx.Conn, wait func(rea
 const ownerQuery = `
 SELECT l.pid, coalesce(host(a.client_addr), 'a local socket'), a.backend_start
   FROM pg_catalog.pg_locks l
-  JOIN pg_catalog.pg_stat_activity a USING (pid)
+  LEFT JOIN pg_catalog.pg_stat_activity a USING (pid)
  WHERE l.locktype = 'advisory' AND l.classid = $1 AND l.objid = $2 AND l.granted
    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())`
 
