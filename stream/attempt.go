@@ -22,8 +22,8 @@ var attempts = sync.Pool{New: func() any {
 	return a
 }}
 
-// try writes as much of b as there is room for, and returns how much that was.
-func try(raw syscall.RawConn, b []byte) (int, error) {
+// tryWrite writes as much of b as there is room for, and returns how much that was.
+func tryWrite(raw syscall.RawConn, b []byte) (int, error) {
 	a := attempts.Get().(*attempt) //nolint:forcetypeassert // nothing else is put
 	defer attempts.Put(a)
 	a.b, a.n, a.err = b, 0, nil

@@ -100,7 +100,7 @@ func TestAPanicWhileAPushIsLeftEndsTheSession(t *testing.T) {
 		c.wire.mu.Lock()
 		defer c.wire.mu.Unlock()
 		frame := make([]byte, 64<<10)
-		n, err := try(c.wire.raw, frame)
+		n, err := tryWrite(c.wire.raw, frame)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -149,8 +149,8 @@ func (w *wire) write(p []byte) error {
 // attempt writes what can be written of p without waiting, and returns how much that
 // was. w.mu is held.
 func (w *wire) attempt(p []byte) (n int) {
-	w.deadline.outlive(w.Conn)
-	n, w.broken = try(w.raw, p)
+	w.deadline.liftOld(w.Conn)
+	n, w.broken = tryWrite(w.raw, p)
 	return n
 }
 
@@ -340,9 +340,8 @@ func (d *deadline) lift(conn writeDeadliner) {
 	}
 }
 
-// outlive lifts what is left of the deadline of a write before, if that is near or has
-// passed.
-func (d *deadline) outlive(conn writeDeadliner) {
+// liftOld lifts the deadline that a write before has left, if it is near or has passed.
+func (d *deadline) liftOld(conn writeDeadliner) {
 	if !d.until.IsZero() && time.Until(d.until) < d.timeout/2 {
 		d.lift(conn)
 	}
