@@ -8,10 +8,9 @@ import (
 	"sync"
 )
 
-// plannedHeap is what a relay keeps on its heap without clients and beside the ring,
-// in bytes, as far as memory is planned for it. Of the 25 MiB of "Sizing" in
-// configs/README.md the rest is the program itself, which makes no garbage: twice all that
-// is the program, and twice this.
+// plannedHeap is for what a relay keeps on its heap beside the ring, without clients, in
+// bytes. "Sizing" in configs/README.md promises that twice 25 MiB are enough for that:
+// 20 for the program itself, which makes no garbage, and twice this.
 const plannedHeap = 15 << 20
 
 // usualGarbage is how much garbage there may be when it is collected, in percent of
@@ -54,11 +53,13 @@ type pacer struct {
 	stopped bool
 }
 
-// await has the pacer called after the next collection: its collected part is what
-// calls it.
-func (p *pacer) await() {
-	runtime.AddCleanup(&struct{ part *pacer }{}, (*pacer).collected, p)
-}
+// litter is what a pacer leaves for the collector, to hear of it when it is picked up.
+// The pointer is not used: small things without one share their memory, and go
+// together.
+type litter struct{ _ *byte }
+
+// await has collected called after the next collection.
+func (p *pacer) await() { runtime.AddCleanup(&litter{}, (*pacer).collected, p) }
 
 func (p *pacer) collected() {
 	p.mu.Lock()
